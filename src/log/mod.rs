@@ -1,0 +1,4 @@
+//! The log: every sink gets every chunk, independently of the others.
+
+pub mod journald;
+pub mod json;
