@@ -1,4 +1,130 @@
 //! The log: every sink gets every chunk, independently of the others.
 
+pub mod file;
+pub mod history;
 pub mod journald;
 pub mod json;
+pub mod k8s;
+pub mod stamp;
+
+use std::io;
+use std::path::Path;
+
+use crate::options::{LogDriver, Options};
+use crate::stream::Stream;
+use file::{LogFile, Position};
+use journald::Journald;
+use json::JsonFile;
+use k8s::K8sFile;
+use stamp::Stamper;
+
+/// Where a chunk can be read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// All of it, from here.
+    At(Position),
+    /// The log lost some of it; this is where.
+    Lost(Position),
+    /// There is no log that can be read back exactly.
+    Nowhere,
+}
+
+/// All sinks of one monitor.
+#[derive(Debug, Default)]
+pub struct Log {
+    pub k8s: Option<K8sFile>,
+    json: Option<JsonFile>,
+    journald: Option<Journald>,
+}
+
+/// journald's socket for its native protocol.
+const JOURNALD: &str = "/run/systemd/journal/socket";
+
+impl Log {
+    /// Opens the sinks that were asked for; of several files of one driver the last one counts, as with conmon.
+    pub fn open(options: &Options) -> io::Result<Log> {
+        let mut log = Log::default();
+        let (policy, held) = (&options.log, options.history_held_max);
+        let open = |path: &Path| LogFile::open(path, policy, held);
+        for driver in &options.log_drivers {
+            match driver {
+                LogDriver::K8sFile(path) => {
+                    log.k8s = Some(K8sFile::new(open(path)?, Stamper::new(policy.utc), policy.line_max));
+                }
+                LogDriver::JsonFile(path) => log.json = Some(JsonFile::new(open(path)?, policy.line_max)),
+                LogDriver::Journald => {
+                    let (cid, name) = (&options.cid, options.name.as_deref());
+                    log.journald = Some(Journald::new(Path::new(JOURNALD), cid, name, &options.journal));
+                }
+                LogDriver::Passthrough | LogDriver::None => {}
+            }
+        }
+        Ok(log)
+    }
+
+    /// True if what the container says can be read back, so that clients need not hold it up.
+    pub fn has_history(&self) -> bool {
+        self.k8s.is_some()
+    }
+
+    /// Whether rotated files are to be kept for clients.
+    pub fn hold(&mut self, wanted: bool) {
+        if let Some(k8s) = &mut self.k8s {
+            k8s.file.hold = wanted;
+        }
+    }
+
+    /// Records a chunk everywhere; `out` is scratch space for formatted records.
+    pub fn write(&mut self, out: &mut [u8], stream: Stream, chunk: &[u8]) -> Recorded {
+        if let Some(journald) = &mut self.journald {
+            journald.write(stream, chunk);
+        }
+        if let Some(json) = &mut self.json {
+            json.write(stream, chunk);
+        }
+        let Some(k8s) = &mut self.k8s else { return Recorded::Nowhere };
+        match k8s.write(out, stream, chunk) {
+            Some(at) => Recorded::At(at),
+            None => Recorded::Lost(k8s.file.end()),
+        }
+    }
+
+    /// Reopens or rotates every file.
+    pub fn reopen(&mut self) -> io::Result<()> {
+        let k8s = self.k8s.as_mut().map_or(Ok(()), |k8s| k8s.file.reopen());
+        let json = self.json.as_mut().map_or(Ok(()), |json| json.file.reopen());
+        k8s.and(json)
+    }
+
+    /// Writes what is still held back: partial lines, and notes on what was lost.
+    pub fn finish(&mut self) {
+        if let Some(k8s) = &mut self.k8s {
+            k8s.finish();
+        }
+        if let Some(json) = &mut self.json {
+            json.finish();
+        }
+        if let Some(journald) = &mut self.journald {
+            journald.finish();
+        }
+    }
+
+    /// Brings the files to the disk, if that is wanted.
+    pub fn sync(&self) {
+        for file in self.files() {
+            file.sync();
+        }
+    }
+
+    /// Bytes that a log file could not take, per stream; the worst of the files.
+    pub fn lost(&self) -> [u64; 2] {
+        self.files().fold([0; 2], |worst, file| {
+            let lost = file.lost();
+            [worst[0].max(lost[0]), worst[1].max(lost[1])]
+        })
+    }
+
+    fn files(&self) -> impl Iterator<Item = &LogFile> {
+        self.k8s.iter().map(|k8s| &k8s.file).chain(self.json.iter().map(|json| &json.file))
+    }
+}

@@ -1,0 +1,267 @@
+//! From the caller's command to a running monitor: the first process, the fork, and the set-up behind it.
+//!
+//! The caller waits for the first process and sees its stderr; what fails behind the fork is reported over the sync
+//! and attach pipes instead, and never changes the first process's status.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{read, setsid};
+
+use crate::attach::Attach;
+use crate::console::{self, Console};
+use crate::control::{Fifo, Kind};
+use crate::exit;
+use crate::finish::finish;
+use crate::log::Log;
+use crate::monitor::{Launch, Monitor, Parts, detach_stdio};
+use crate::notify::Relay;
+use crate::options::{Mode, Options};
+use crate::parent::{self, Key, Pipe, report};
+use crate::runtime::Stdio;
+use crate::session::Session;
+use crate::stdio::{Input, Output};
+use crate::stream::Stream;
+use crate::sys::{self, Fork};
+
+/// What the environment says to a monitor.
+#[derive(Debug)]
+pub struct Environment {
+    pub start_pipe: Option<String>,
+    pub sync_pipe: Option<String>,
+    pub attach_pipe: Option<String>,
+    pub listen_pid: Option<OsString>,
+    pub tmpdir: Option<OsString>,
+    /// Descriptors from 3 that were open when we started.
+    pub inherited: Vec<RawFd>,
+}
+
+impl Environment {
+    /// Takes stock; to be called before anything is opened.
+    pub fn read() -> Environment {
+        let text = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        Environment {
+            inherited: open_descriptors(),
+            start_pipe: text("_OCI_STARTPIPE").filter(|value| !value.is_empty() && value != "0"),
+            sync_pipe: text("_OCI_SYNCPIPE"),
+            attach_pipe: text("_OCI_ATTACHPIPE"),
+            listen_pid: std::env::var_os("LISTEN_PID"),
+            tmpdir: std::env::var_os("TMPDIR"),
+        }
+    }
+}
+
+fn open_descriptors() -> Vec<RawFd> {
+    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<RawFd> =
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|fd| *fd > 2).collect();
+    // The descriptor of the listing itself is closed by now.
+    numbers.into_iter().filter(|fd| sys::is_open(*fd)).collect()
+}
+
+/// The first process: waits for the caller's go-ahead and forks the monitor, unless it is to be the monitor itself.
+/// Returns the exit status, or the line for stderr.
+pub fn run(options: &Options, log: Log, environment: Environment) -> Result<u8, String> {
+    let start = open_start_pipe(environment.start_pipe.as_deref())?;
+    let oom_score_adj = hide_from_oom_killer();
+    sys::ignore_sigpipe();
+    sys::exit_1_on_sigterm();
+    let start = wait_for_start(options, start)?;
+    if !options.foreground {
+        match sys::fork().map_err(|error| format!("Failed to fork: {error}"))? {
+            Fork::Parent(pid) => return write_pidfile(options, pid).map(|()| 0),
+            Fork::Child => {}
+        }
+    }
+    let inherited = environment.inherited.clone();
+    match set_up(options, log, environment, start, oom_score_adj) {
+        Ok(mut monitor) => {
+            monitor.run();
+            Ok(finish(monitor, &inherited))
+        }
+        Err(reason) => Err(reason),
+    }
+}
+
+fn open_start_pipe(value: Option<&str>) -> Result<Option<OwnedFd>, String> {
+    let Some(value) = value else { return Ok(None) };
+    parent::adopt(value).map(Some).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => format!("unable to parse _OCI_STARTPIPE {value:?}"),
+        _ => format!("unable to make _OCI_STARTPIPE CLOEXEC: {value}: {error}"),
+    })
+}
+
+/// Returns what the score was, for the runtime and the exit command.
+fn hide_from_oom_killer() -> Option<CString> {
+    const PATH: &str = "/proc/self/oom_score_adj";
+    let before = fs::read_to_string(PATH).ok()?;
+    if let Err(error) = fs::write(PATH, "-1000") {
+        crate::debug!("Failed to set oom_score_adj to -1000: {error}");
+    }
+    CString::new(before.trim_end()).ok()
+}
+
+/// Blocks until the caller has written or closed: meanwhile it moves us to a cgroup. With `--exec-attach` there is a
+/// second message, and the pipe is kept for it.
+fn wait_for_start(options: &Options, start: Option<OwnedFd>) -> Result<Option<OwnedFd>, String> {
+    let Some(start) = start else { return Ok(None) };
+    let mut message = [0; 8192];
+    loop {
+        match read(&start, &mut message) {
+            Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(format!("start-pipe read failed: {error}")),
+            Ok(_) => break,
+        }
+    }
+    Ok(matches!(options.mode, Mode::Exec { attach: true, .. }).then_some(start))
+}
+
+fn write_pidfile(options: &Options, pid: i32) -> Result<(), String> {
+    let Some(path) = &options.conmon_pidfile else { return Ok(()) };
+    let name = path.file_name().ok_or_else(|| format!("conmon pidfile {} has no file name", path.display()))?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(".".as_ref());
+    let written = exit::publish(dir, name, pid.to_string().as_bytes());
+    written.map(drop).map_err(|error| format!("Failed to write conmon pidfile {}: {error}", path.display()))
+}
+
+// ---------------------------------------------------------------- behind the fork
+
+/// Sets up the monitor. A failure goes to the sync and attach pipes as far as those exist.
+fn set_up<'a>(
+    options: &'a Options,
+    log: Log,
+    environment: Environment,
+    start: Option<OwnedFd>,
+    oom_score_adj: Option<CString>,
+) -> Result<Monitor<'a>, String> {
+    // The notify socket comes first, but its failure can only be told when the pipes are open.
+    let notify = bind_notify(options);
+    let mut sync = Pipe::open("_OCI_SYNCPIPE", environment.sync_pipe.as_deref())?;
+    let mut attach_pipe = match open_attach_pipe(options, environment.attach_pipe.as_deref()) {
+        Ok(pipe) => pipe,
+        Err(reason) => {
+            sync.send(&report(Key::Data, -1, reason.as_bytes()));
+            return Err(reason);
+        }
+    };
+    let result = notify.and_then(|notify| {
+        build(options, log, &environment, start, oom_score_adj, notify, &mut attach_pipe)
+            .map_err(|error| error.to_string())
+    });
+    match result {
+        Ok(mut monitor) => {
+            monitor.sync = sync;
+            Ok(monitor)
+        }
+        Err(reason) => {
+            sync.send(&report(failure_key(options), -1, reason.as_bytes()));
+            attach_pipe.send(&report(Key::Data, -1, reason.as_bytes()));
+            Err(reason)
+        }
+    }
+}
+
+fn failure_key(options: &Options) -> Key {
+    match (options.api_version, &options.mode) {
+        (1.., _) => Key::Data,
+        (0, Mode::Exec { .. }) => Key::ExitCode,
+        (0, _) => Key::Pid,
+    }
+}
+
+fn bind_notify(options: &Options) -> Result<Option<Relay>, String> {
+    let (Some(host), Some(bundle)) = (&options.sdnotify_socket, &options.bundle) else { return Ok(None) };
+    Relay::bind(bundle, host).map(Some).map_err(|error| error.to_string())
+}
+
+fn open_attach_pipe(options: &Options, value: Option<&str>) -> Result<Pipe, String> {
+    if !matches!(options.mode, Mode::Exec { attach: true, .. }) {
+        return Ok(Pipe::default());
+    }
+    if value.is_none() {
+        return Err("--attach specified but _OCI_ATTACHPIPE was not given".into());
+    }
+    Pipe::open("_OCI_ATTACHPIPE", value)
+}
+
+fn build<'a>(
+    options: &'a Options,
+    log: Log,
+    environment: &Environment,
+    start: Option<OwnedFd>,
+    oom_score_adj: Option<CString>,
+    notify: Option<Relay>,
+    attach_pipe: &mut Pipe,
+) -> Result<Monitor<'a>, String> {
+    if !options.passthrough() {
+        detach_stdio();
+    }
+    // Fails in a process group leader, which is as good.
+    let _ = setsid();
+    prctl::set_child_subreaper(true).map_err(|error| format!("Failed to set as subreaper: {error}"))?;
+    let mut stdio = Stdio::new(options).map_err(|error| format!("Failed to make pipes: {error}"))?;
+    let theirs = std::mem::take(&mut stdio.theirs);
+    let session = session(options, stdio, environment)?;
+    let bundle = options.bundle.as_deref().filter(|_| !options.passthrough());
+    let attach = bundle.map(|bundle| Attach::create(options, bundle)).transpose()?;
+    let fifo = |name: &str, kind| bundle.map(|bundle| Fifo::create(bundle, name, kind)).transpose();
+    let ctl = fifo("ctl", Kind::Ctl).map_err(|error| error.to_string())?;
+    let winsz = fifo("winsz", Kind::Winsz).map_err(|error| error.to_string())?;
+    if bundle.is_some() {
+        attach_pipe.send(&report(Key::Data, 0, b""));
+    }
+    let mask = sys::signal_mask();
+    let signals = block_signals().map_err(|error| format!("Failed to set up signals: {error}"))?;
+    let launch = Launch { theirs: with_null(theirs, options)?, mask, oom_score_adj, listen_pid: environment.listen_pid.clone() };
+    let parts = Parts { log, attach, ctl, winsz, notify, sync: Pipe::default(), start, signals };
+    Monitor::new(options, session, parts, launch).map_err(|error| format!("Failed to set up the event loop: {error}"))
+}
+
+/// What the runtime gets where there is no pipe: `/dev/null`, except with passthrough.
+fn with_null(theirs: [Option<OwnedFd>; 3], options: &Options) -> Result<[Option<OwnedFd>; 3], String> {
+    // Behind detach_stdio descriptors 0 to 2 are /dev/null, and the runtime inherits them.
+    let _ = options;
+    Ok(theirs)
+}
+
+fn session(options: &Options, stdio: Stdio, environment: &Environment) -> Result<Session, String> {
+    let may_grow = options.log_drivers.iter().any(crate::options::LogDriver::is_readable);
+    let output = |stream, fd: Option<OwnedFd>| fd.map(|fd| Output::new(stream, fd, false, may_grow));
+    let outputs = [output(Stream::Stdout, stdio.stdout), output(Stream::Stderr, stdio.stderr)];
+    let input = match stdio.stdin {
+        Some(fd) => Input::open(fd),
+        None if options.terminal && !options.passthrough() => Input::Expected,
+        None => Input::Closed,
+    };
+    let mut session = Session::new(input, outputs);
+    if options.terminal && !options.passthrough() {
+        let base = console::base(environment.tmpdir.as_deref().map(OsStr::new));
+        let console = Console::create(&base)
+            .map_err(|error| format!("Failed to make console socket in {}: {error}", base.display()))?;
+        session.console = Some(console);
+    }
+    Ok(session)
+}
+
+/// All signals that mean something to us arrive over a descriptor.
+fn block_signals() -> nix::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ] {
+        set.add(signal);
+    }
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&set), None)?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+}

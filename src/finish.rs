@@ -1,0 +1,219 @@
+//! The closing sequence, whose order is part of the contract: drain, log, clients, record, report, exit command.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use crate::attach::{self, Client};
+use crate::exit::{self, End, Published, Record};
+use crate::monitor::Monitor;
+use crate::oom;
+use crate::options::{Mode, Options};
+use crate::parent::{Key, report};
+use crate::session::Phase;
+use crate::stdio::Turn;
+use crate::stream::Stream;
+use crate::sys::{self, Fork, Spawn};
+
+/// Ends a monitor whose session is over; the exit status.
+///
+/// `inherited` are the descriptors that the caller had left open: they are closed before the exit files appear, so
+/// that whoever sees those may bind a port again.
+pub fn finish(mut monitor: Monitor<'_>, inherited: &[RawFd]) -> u8 {
+    if monitor.session.phase == Phase::Failed {
+        return give_up(monitor);
+    }
+    let end = monitor.session.end.unwrap_or(End::Unknown);
+    drain(&mut monitor);
+    monitor.log.finish();
+    close_inherited(inherited, monitor.sync.number());
+    let behind = leave_clients(&mut monitor);
+    let published = record(&monitor, end);
+    final_report(&mut monitor, end);
+    serve_the_rest(&mut monitor, behind);
+    monitor.log.sync();
+    published.iter().for_each(Published::sync);
+    close_link(&monitor);
+    run_exit_command(&monitor, end.exit_status())
+}
+
+/// The container could not be started: say why, leave no exit files.
+fn give_up(mut monitor: Monitor<'_>) -> u8 {
+    let key = match (monitor.options.api_version, &monitor.options.mode) {
+        (1.., _) => Key::Data,
+        (0, Mode::Exec { .. }) => Key::ExitCode,
+        (0, _) => Key::Pid,
+    };
+    monitor.sync.send(&report(key, -1, &monitor.failure));
+    close_link(&monitor);
+    run_exit_command(&monitor, 1)
+}
+
+/// Reads what the container left in its pipes or terminal. What a surviving process adds meanwhile is not waited for.
+fn drain(monitor: &mut Monitor<'_>) {
+    for stream in Stream::ALL {
+        let Some(output) = &mut monitor.session.outputs[stream.index()] else { continue };
+        let there = if output.is_tty() { TTY_REST } else { output.waiting() };
+        let until = output.offset + there as u64;
+        let (log, attach) = (&mut monitor.log, &mut monitor.attach);
+        let (registry, out) = (monitor.poll.registry(), monitor.out_buffer.bytes());
+        loop {
+            let turn = output.pump(monitor.read_buffer.bytes(), |stream, chunk| {
+                let recorded = log.write(out, stream, chunk);
+                if let Some(attach) = attach.as_mut() {
+                    attach.offer(registry, stream, chunk, recorded);
+                }
+                true
+            });
+            if turn != Turn::Again || output.offset >= until {
+                break;
+            }
+        }
+    }
+}
+
+/// What is drained of a terminal at most; its buffers in the kernel are smaller.
+const TTY_REST: usize = 1 << 20;
+
+fn close_inherited(inherited: &[RawFd], sync: Option<RawFd>) {
+    for fd in inherited.iter().filter(|fd| Some(**fd) != sync) {
+        sys::close_raw(*fd);
+    }
+}
+
+/// Takes the attach socket's name away, then lets everybody go who has everything.
+fn leave_clients(monitor: &mut Monitor<'_>) -> Vec<Client> {
+    let Some(attach) = &mut monitor.attach else { return Vec::new() };
+    attach.unlink();
+    attach.take_behind()
+}
+
+/// `exit.json`, then conmon's exit files in the order that its callers count on. A directory that is missing costs
+/// only its own file.
+fn record(monitor: &Monitor<'_>, end: End) -> Vec<Published> {
+    let options = monitor.options;
+    let process = monitor.session.process.as_ref();
+    let record = Record {
+        id: &options.cid,
+        mode: mode_name(&options.mode),
+        pid: process.map_or(-1, |process| process.pid),
+        end,
+        oom: monitor.verdict,
+        started: process.map_or(monitor.session.finished, |process| process.started),
+        finished: monitor.session.finished,
+        totals: monitor.session.totals(monitor.log.lost()),
+    };
+    let persist = options.persist_dir.as_deref().filter(|dir| !dir.as_os_str().is_empty());
+    let bundle = options.bundle.as_deref();
+    if record.oom_killed() == Some(true) {
+        let dirs: Vec<&Path> = [persist, bundle].into_iter().flatten().collect();
+        oom::mark(&dirs);
+    }
+    let json = record.json();
+    let status = end.status().to_string();
+    let exec = matches!(options.mode, Mode::Exec { .. });
+    let wanted = [
+        (bundle, OsStr::new("exit.json"), json.as_bytes()),
+        // An exec shares the container's directory, whose record must stay the container's.
+        (persist.filter(|_| !exec), OsStr::new("exit.json"), json.as_bytes()),
+        (persist, OsStr::new("exit"), status.as_bytes()),
+        (options.exit_dir.as_deref(), &options.cid, status.as_bytes()),
+    ];
+    wanted.into_iter().filter_map(|(dir, name, content)| publish(dir?, name, content)).collect()
+}
+
+fn publish(dir: &Path, name: &OsStr, content: &[u8]) -> Option<Published> {
+    exit::publish(dir, name, content)
+        .inspect_err(|error| {
+            crate::error!("Failed to write exit file {}: {error}", dir.join(name).display());
+        })
+        .ok()
+}
+
+const fn mode_name(mode: &Mode) -> &'static str {
+    match mode {
+        Mode::Create => "create",
+        Mode::Restore { .. } => "restore",
+        Mode::Exec { .. } => "exec",
+    }
+}
+
+/// An exec reports how it ended; the text of a timeout is part of the contract.
+fn final_report(monitor: &mut Monitor<'_>, end: End) {
+    if matches!(monitor.options.mode, Mode::Exec { .. }) {
+        let key = if monitor.options.api_version >= 1 { Key::Data } else { Key::ExitCode };
+        let message: &[u8] = if end == End::TimedOut { b"command timed out" } else { b"" };
+        monitor.sync.send(&report(key, end.status(), message));
+    }
+}
+
+/// Leaves clients that are behind to a process of their own, which has nothing but them and the log.
+fn serve_the_rest(monitor: &mut Monitor<'_>, behind: Vec<Client>) {
+    if behind.is_empty() {
+        return;
+    }
+    match sys::fork() {
+        Ok(Fork::Parent(_)) => {}
+        Ok(Fork::Child) => {
+            let log = monitor.log.k8s.take().map(|k8s| k8s.file);
+            let needed: Vec<RawFd> =
+                attach::sockets(&behind).chain(log.iter().flat_map(|log| log.descriptors())).collect();
+            sys::close_all_but(&needed);
+            sys::detach_signals();
+            attach::serve_to_the_end(behind, log, monitor.read_buffer.bytes());
+            sys::end(0);
+        }
+        Err(error) => crate::warn!("Failed to leave slow attach clients to a process of their own: {error}"),
+    }
+}
+
+fn close_link(monitor: &Monitor<'_>) {
+    if let Some(attach) = &monitor.attach {
+        attach.unlink_link();
+    }
+}
+
+/// Runs the exit command with nothing but stdio open, and waits for it alone.
+fn run_exit_command(monitor: &Monitor<'_>, status: u8) -> u8 {
+    // The sync pipe above all: a caller may wait for its end.
+    sys::close_from_3();
+    if let Err(error) = exit_command(monitor.options, monitor) {
+        crate::error!("Failed to run exit command: {error}");
+    }
+    sys::end(i32::from(status))
+}
+
+fn exit_command(options: &Options, monitor: &Monitor<'_>) -> io::Result<()> {
+    let Some(command) = &options.exit_command else { return Ok(()) };
+    std::thread::sleep(options.exit_delay);
+    let words = std::iter::once(command.as_os_str()).chain(options.exit_command_args.iter().map(OsString::as_os_str));
+    let argv = words.map(sys::c_string).collect::<io::Result<Vec<CString>>>()?;
+    let env: Vec<CString> = std::env::vars_os().filter_map(environment_entry).collect();
+    let pid = sys::spawn(&Spawn {
+        argv: &argv,
+        env: Some(&env),
+        stdio: [None; 3],
+        open_up: [false; 3],
+        oom_score_adj: monitor.launch.oom_score_adj.as_deref(),
+        dies_with_us: false,
+        own_listen_pid: false,
+        close_rest: true,
+        mask: &monitor.launch.mask,
+    })?;
+    sys::wait_for(pid);
+    Ok(())
+}
+
+/// The pipes that these variables name are closed by now.
+fn environment_entry((name, value): (OsString, OsString)) -> Option<CString> {
+    if name.as_bytes().starts_with(b"_OCI_") {
+        return None;
+    }
+    let mut entry = name.into_vec();
+    entry.push(b'=');
+    entry.extend_from_slice(value.as_bytes());
+    CString::new(entry).ok()
+}
+
