@@ -10,3 +10,4 @@ pub mod notify;
 pub mod oom;
 pub mod options;
 pub mod stream;
+pub mod sys_time;

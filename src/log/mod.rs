@@ -2,3 +2,4 @@
 
 pub mod journald;
 pub mod json;
+pub mod stamp;
