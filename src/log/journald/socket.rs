@@ -47,8 +47,7 @@ impl Socket {
 fn send(socket: &OwnedFd, entry: &[IoSlice<'_>], passed: &[RawFd], address: &UnixAddr) -> nix::Result<()> {
     let rights = [ControlMessage::ScmRights(passed)];
     let rights = if passed.is_empty() { &[] } else { &rights[..] };
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    sendmsg(socket.as_raw_fd(), entry, rights, flags, Some(address)).map(drop)
+    sendmsg(socket.as_raw_fd(), entry, rights, MsgFlags::MSG_NOSIGNAL, Some(address)).map(drop)
 }
 
 fn open() -> nix::Result<OwnedFd> {

@@ -357,7 +357,7 @@ fn a_journald_that_never_reads_is_not_waited_for() {
         done.send(()).unwrap();
         pair
     });
-    result.recv_timeout(Duration::from_secs(60)).expect("the writer goes on");
+    result.recv_timeout(Duration::from_secs(30)).expect("the writer goes on");
     let mut pair = writer.join().unwrap();
     let counters = pair.journald.counters();
     assert_eq!(counters.entries + counters.refused_entries, LINES);
