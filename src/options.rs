@@ -58,6 +58,8 @@ pub struct JournalIdentity {
     pub labels: Vec<OsString>,
     /// Not `--no-container-partial-message`.
     pub mark_partial: bool,
+    /// A line that begins with `<N>`, N from 0 to 7, gets PRIORITY N; the environment can turn this off.
+    pub parse_priority: bool,
 }
 
 /// The checked command line; immutable after start.

@@ -442,6 +442,32 @@ pub fn is_child(pid: pid_t) -> bool {
     }
 }
 
+/// Seconds that local time is ahead of UTC at `seconds` after the epoch, by `TZ` or `/etc/localtime`.
+/// `None` if the C library cannot say (the year does not fit).
+pub fn local_offset(seconds: i64) -> Option<i64> {
+    let mut fields = mem::MaybeUninit::<libc::tm>::uninit();
+    // SAFETY: both pointers are to live, aligned values for the length of the call. The function reads `TZ`,
+    // and nothing in this program changes the environment once it runs.
+    let result = unsafe { libc::localtime_r(&raw const seconds, fields.as_mut_ptr()) };
+    if result.is_null() {
+        return None;
+    }
+    // SAFETY: a result that is not null means that every field has been filled in.
+    Some(unsafe { fields.assume_init() }.tm_gmtoff)
+}
+
+/// Whether a descriptor is open.
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: F_GETFD only looks at the descriptor table.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// A broken pipe is an error of a write from now on, and systemd may stop a scope with SIGPIPE (part of the contract).
+pub fn ignore_sigpipe() {
+    // SAFETY: ignoring installs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
 /// A C string of `text`; fails on a NUL byte within.
 pub fn c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "NUL byte in a string"))
