@@ -21,7 +21,7 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, Shutdown, accept4, bind, getsockopt, listen, recv,
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen, recv,
     shutdown, socket,
 };
 use nix::sys::stat::{Mode, umask};
@@ -140,8 +140,16 @@ impl Attach {
         let id = self.next;
         self.next = self.next.wrapping_add(1);
         registry.register(&mut SourceFd(&socket.as_raw_fd()), Source::Client(id).token(), Interest::READABLE)?;
-        let client =
-            Client { id, socket, feed: Feed::Live, readable: true, sending: true, left: false, typed: false, stalled: None };
+        let client = Client {
+            id,
+            socket,
+            feed: Feed::Live,
+            readable: true,
+            sending: true,
+            left: false,
+            typed: false,
+            stalled: None,
+        };
         self.clients.push(client);
         Ok(())
     }

@@ -6,7 +6,7 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -21,7 +21,7 @@ use crate::finish::finish;
 use crate::log::Log;
 use crate::monitor::{Launch, Monitor, Parts, detach_stdio};
 use crate::notify::Relay;
-use crate::options::{Mode, Options};
+use crate::options::{LogDriver, Mode, Options};
 use crate::parent::{self, Key, Pipe, report};
 use crate::runtime::Stdio;
 use crate::session::Session;
@@ -217,20 +217,14 @@ fn build<'a>(
     }
     let mask = sys::signal_mask();
     let signals = block_signals().map_err(|error| format!("Failed to set up signals: {error}"))?;
-    let launch = Launch { theirs: with_null(theirs, options)?, mask, oom_score_adj, listen_pid: environment.listen_pid.clone() };
+    // Where there is no pipe the runtime inherits our stdio: /dev/null, or the caller's own with passthrough.
+    let launch = Launch { theirs, mask, oom_score_adj, listen_pid: environment.listen_pid.clone() };
     let parts = Parts { log, attach, ctl, winsz, notify, sync: Pipe::default(), start, signals };
     Monitor::new(options, session, parts, launch).map_err(|error| format!("Failed to set up the event loop: {error}"))
 }
 
-/// What the runtime gets where there is no pipe: `/dev/null`, except with passthrough.
-fn with_null(theirs: [Option<OwnedFd>; 3], options: &Options) -> Result<[Option<OwnedFd>; 3], String> {
-    // Behind detach_stdio descriptors 0 to 2 are /dev/null, and the runtime inherits them.
-    let _ = options;
-    Ok(theirs)
-}
-
 fn session(options: &Options, stdio: Stdio, environment: &Environment) -> Result<Session, String> {
-    let may_grow = options.log_drivers.iter().any(crate::options::LogDriver::is_readable);
+    let may_grow = options.log_drivers.iter().any(|driver| matches!(driver, LogDriver::K8sFile(_)));
     let output = |stream, fd: Option<OwnedFd>| fd.map(|fd| Output::new(stream, fd, false, may_grow));
     let outputs = [output(Stream::Stdout, stdio.stdout), output(Stream::Stderr, stdio.stderr)];
     let input = match stdio.stdin {

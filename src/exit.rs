@@ -97,10 +97,28 @@ impl Record<'_> {
         let _ = writeln!(text, "  \"pid\": {},", self.pid);
         let _ = writeln!(text, "  \"reason\": \"{}\",", self.end.reason());
         let _ = writeln!(text, "  \"status\": {},", self.end.status());
-        let _ = writeln!(text, "  \"exitCode\": {},", number_or_null(match self.end { End::Exited(code) => Some(code), _ => None }));
-        let _ = writeln!(text, "  \"signal\": {},", number_or_null(match self.end { End::Signaled(signal) => Some(signal), _ => None }));
+        let _ = writeln!(
+            text,
+            "  \"exitCode\": {},",
+            number_or_null(match self.end {
+                End::Exited(code) => Some(code),
+                _ => None,
+            })
+        );
+        let _ = writeln!(
+            text,
+            "  \"signal\": {},",
+            number_or_null(match self.end {
+                End::Signaled(signal) => Some(signal),
+                _ => None,
+            })
+        );
         let _ = writeln!(text, "  \"timedOut\": {},", self.end == End::TimedOut);
-        let _ = writeln!(text, "  \"oomKilled\": {},", self.oom_killed().map_or("null".into(), |killed| killed.to_string()));
+        let _ = writeln!(
+            text,
+            "  \"oomKilled\": {},",
+            self.oom_killed().map_or("null".into(), |killed| killed.to_string())
+        );
         let _ = writeln!(text, "  \"startedAt\": \"{}\",", rfc3339(self.started));
         let _ = writeln!(text, "  \"finishedAt\": \"{}\",", rfc3339(self.finished));
         for (stream, comma) in [(Stream::Stdout, ","), (Stream::Stderr, "")] {

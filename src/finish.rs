@@ -216,4 +216,3 @@ fn environment_entry((name, value): (OsString, OsString)) -> Option<CString> {
     entry.extend_from_slice(value.as_bytes());
     CString::new(entry).ok()
 }
-

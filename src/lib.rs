@@ -3,6 +3,7 @@
 //! Data flows one way: `stdio` reads the container, `log` writes it down, `attach` passes it on.
 //! Requests become a `Command` that the one owner, `monitor`, applies.
 
+pub mod args;
 pub mod attach;
 pub mod console;
 pub mod control;
@@ -24,3 +25,4 @@ pub mod stdio;
 pub mod stream;
 pub mod sys;
 pub mod timers;
+pub mod usage;

@@ -172,7 +172,10 @@ impl LogFile {
     fn fail(&mut self, error: Option<Errno>) {
         if self.error != error {
             let reason = error.map_or("", Errno::desc);
-            crate::warn!("Failed to write log {}: {reason}; output goes on and is counted as lost", self.path.display());
+            crate::warn!(
+                "Failed to write log {}: {reason}; output goes on and is counted as lost",
+                self.path.display()
+            );
         }
         self.error = error;
     }
