@@ -71,4 +71,64 @@ impl Argv {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests {
+    use super::*;
+    use crate::options::{Parsed, parse};
+
+    #[test]
+    fn argv_of_each_mode() {
+        let base = "-b /b -p /p -c ID -u U -r / -l none";
+        let all =
+            "-s --no-pivot --no-new-keyring --runtime-arg --root=/r --runtime-arg -x --runtime-opt -o --runtime-opt v";
+        let exec = "-e --exec-process-spec /spec";
+        let socket = Some("/tmp/s");
+        let table = [
+            ("", "", None, "/ create --bundle /b --pid-file /p ID"),
+            (
+                all,
+                "",
+                socket,
+                "/ --systemd-cgroup --root=/r -x create --bundle /b --pid-file /p --no-pivot --no-new-keyring -o v \
+                 --console-socket /tmp/s ID",
+            ),
+            (
+                "",
+                "--restore /image",
+                None,
+                "/ restore --bundle /b --pid-file /p --detach --image-path /image --work-path /b ID",
+            ),
+            (
+                all,
+                "--restore /image",
+                socket,
+                "/ --systemd-cgroup --root=/r -x restore --bundle /b --pid-file /p --no-pivot --no-new-keyring --detach \
+                 --image-path /image --work-path /b -o v --console-socket /tmp/s ID",
+            ),
+            ("", exec, None, "/ exec --pid-file /p --process /spec --detach ID"),
+            (
+                all,
+                exec,
+                socket,
+                "/ --root=/r -x exec --pid-file /p --process /spec --detach -o v --console-socket /tmp/s ID",
+            ),
+        ];
+        for (flags, mode, socket, expected) in table {
+            let words = [base, flags, mode].join(" ");
+            let words = words.split_whitespace().map(OsString::from);
+            let Ok(Parsed::Run(options, _)) = parse(words, &|_| None) else { panic!("{flags} {mode}") };
+            let argv = options.runtime_argv(socket.map(Path::new));
+            let expected: Vec<&str> = expected.split_whitespace().collect();
+            assert_eq!(argv, expected, "{flags} {mode}");
+        }
+    }
+
+    #[test]
+    fn create_without_a_bundle_names_the_working_directory() {
+        let words = "-c ID -u U -r / -l none".split_whitespace().map(OsString::from);
+        let Ok(Parsed::Run(options, _)) = parse(words, &|_| None) else { panic!("accepted") };
+        let cwd = std::env::current_dir().expect("tests have a working directory");
+        let argv = options.runtime_argv(None);
+        assert_eq!(&argv[2..4], [OsStr::new("--bundle"), cwd.as_os_str()]);
+        assert_eq!(&argv[4..6], [OsStr::new("--pid-file"), cwd.join("pidfile-ID").as_os_str()]);
+    }
+}

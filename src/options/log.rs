@@ -145,4 +145,140 @@ const LINE_MAX_RANGE: RangeInclusive<usize> = 256..=49_152;
 const FILE_MODE: u32 = 0o640;
 
 #[cfg(test)]
-mod tests {}
+mod tests {
+    use super::*;
+    use crate::options::{Options, Parsed, parse};
+
+    fn options(cid: &str, line: &[&str]) -> Options {
+        let line = [&["-u", "u", "-r", "/", "-c", cid], line].concat();
+        match parse(line.iter().map(OsString::from), &|_| None) {
+            Ok(Parsed::Run(options, _)) => *options,
+            other => panic!("{line:?} gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn log_paths() {
+        let k8s = |path: &str| Ok(LogDriver::K8sFile(path.into()));
+        let json = |path: &str| Ok(LogDriver::JsonFile(path.into()));
+        let empty = || Err("[conmon:e]: log-path must not be empty".to_owned());
+        let nameless = |driver: &str| Err(format!("[conmon:e]: {driver} requires a filename"));
+        let unknown = |driver: &str| Err(format!("[conmon:e]: No such log driver {driver}"));
+        let table = [
+            ("k8s-file:/a/b", k8s("/a/b")),
+            ("k8s-file:/a:b:c", k8s("/a:b:c")),
+            ("k8s-file:relative", k8s("relative")),
+            ("/a/b", k8s("/a/b")),
+            ("word", k8s("word")),
+            (":word", k8s("word")),
+            (":none", k8s("none")),
+            (":journald", k8s("journald")),
+            (":a:b", k8s("a:b")),
+            ("::word", k8s("word")),
+            ("k8s-file", nameless("k8s-file")),
+            ("k8s-file:", nameless("k8s-file")),
+            ("journald", Ok(LogDriver::Journald)),
+            ("journald:", Ok(LogDriver::Journald)),
+            ("journald:x", Ok(LogDriver::Journald)),
+            ("passthrough", Ok(LogDriver::Passthrough)),
+            ("passthrough:", Ok(LogDriver::Passthrough)),
+            ("none", Ok(LogDriver::None)),
+            ("none:", Ok(LogDriver::None)),
+            ("none:x", Ok(LogDriver::None)),
+            ("off", Ok(LogDriver::None)),
+            ("off:x", Ok(LogDriver::None)),
+            ("null", Ok(LogDriver::None)),
+            ("null:x", Ok(LogDriver::None)),
+            ("", empty()),
+            (":", empty()),
+            ("::", empty()),
+            ("X:", unknown("X")),
+            ("X:/path", unknown("X")),
+            ("/path:x", unknown("/path")),
+            ("json-file", k8s("json-file")),
+            ("json-file:/a:b", json("/a:b")),
+            ("json-file:", nameless("json-file")),
+            ("NONE", k8s("NONE")),
+            ("NONE:", unknown("NONE")),
+        ];
+        for (value, expected) in table {
+            let parsed = LogDriver::parse(OsStr::new(value)).map_err(|refusal| refusal.line());
+            assert_eq!(parsed, expected, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn drivers_combine_and_the_last_file_wins() {
+        let drivers = |line: &[&str]| options("c", line).log_drivers;
+        let k8s = |path: &str| LogDriver::K8sFile(path.into());
+        assert_eq!(drivers(&["-l", "a", "-l", "journald"]), [k8s("a"), LogDriver::Journald]);
+        assert_eq!(drivers(&["-l", "a", "-l", "k8s-file:b"]), [k8s("b")]);
+        assert_eq!(drivers(&["-l", "a", "-l", "off", "-l", "null"]), [k8s("a"), LogDriver::None]);
+        let json = LogDriver::JsonFile("j".into());
+        assert_eq!(drivers(&["-l", "json-file:i", "-l", "a", "-l", "json-file:j"]), [k8s("a"), json]);
+        assert!(options("c", &["-l", "a", "-l", "passthrough"]).passthrough());
+    }
+
+    #[test]
+    fn tags_and_labels_need_journald() {
+        let long = "0123456789abc";
+        let tag: &[&str] = &["--log-tag", "t"];
+        let label: &[&str] = &["--log-label", "A_1=b"];
+        let both = [tag, label].concat();
+        let said = |text: &str| Err(format!("[conmon:e]: {text}"));
+        let label_format = "Container labels must be in format LABEL=VALUE";
+        type Row<'a> = (&'a str, &'a [&'a str], &'a [&'a str], Result<(), String>);
+        let table: &[Row<'_>] = &[
+            ("c", &["f"], &[], Ok(())),
+            ("c", &["none"], &both, Ok(())),
+            ("c", &["passthrough"], &both, Ok(())),
+            ("c", &["f"], tag, said("k8s-file doesn't support --log-tag")),
+            ("c", &["f"], &["--log-tag", ""], said("k8s-file doesn't support --log-tag")),
+            ("c", &["f"], &both, said("k8s-file doesn't support --log-tag")),
+            ("c", &["f"], label, said("k8s-file doesn't support --log-label")),
+            ("c", &["json-file:f"], tag, said("json-file doesn't support --log-tag")),
+            ("c", &["json-file:f"], label, said("json-file doesn't support --log-label")),
+            (long, &["journald"], &both, Ok(())),
+            (long, &["f", "journald"], &both, Ok(())),
+            ("0123456789ab", &["journald"], &[], said("Container ID must be longer than 12 characters")),
+            (
+                "0123456789ab",
+                &["journald"],
+                &["--log-label", "="],
+                said("Container ID must be longer than 12 characters"),
+            ),
+            (long, &["journald"], &["--log-label", "=A"], said(&format!("{label_format} (no LABEL present in '=A')"))),
+            (
+                long,
+                &["journald"],
+                &["--log-label", "=A="],
+                said(&format!("{label_format} (no LABEL present in '=A=')")),
+            ),
+            (
+                long,
+                &["journald"],
+                &["--log-label", "A"],
+                said(&format!("{label_format} (none or more than one '=' present in 'A')")),
+            ),
+            (
+                long,
+                &["journald"],
+                &["--log-label", "A=b", "--log-label", "A=b=c"],
+                said(&format!("{label_format} (none or more than one '=' present in 'A=b=c')")),
+            ),
+            (
+                long,
+                &["journald"],
+                &["--log-label", "a=b"],
+                said("Container label names must contain only uppercase letters, numbers and underscore (in 'a=b')"),
+            ),
+            (long, &["journald"], &["--log-label", "A="], Ok(())),
+        ];
+        for (cid, drivers, line, expected) in table {
+            let mut words: Vec<&str> = drivers.iter().flat_map(|driver| ["-l", driver]).collect();
+            words.extend(*line);
+            let result = options(cid, &words).check_log().map_err(|refusal| refusal.line());
+            assert_eq!(&result, expected, "{words:?}");
+        }
+    }
+}
