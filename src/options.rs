@@ -284,14 +284,14 @@ fn runtime(path: Option<OsString>) -> Result<PathBuf, Refusal> {
     match access(&path, AccessFlags::X_OK) {
         Ok(()) => Ok(path),
         Err(errno) => {
-            Err(Refusal::late(format!("Runtime path {} is not valid {}", path.display(), strerror(errno.into()))))
+            Err(Refusal::late(format!("Runtime path {} is not valid {}", path.display(), strerror(&errno.into()))))
         }
     }
 }
 
-fn strerror(error: io::Error) -> String {
+/// The C library's words for an error, as conmon prints them: without the number that the standard library adds.
+pub fn strerror(error: &io::Error) -> String {
     let text = error.to_string();
-    // The standard library puts the number behind the C library's text, which is all that conmon prints.
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 

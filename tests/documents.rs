@@ -1,0 +1,186 @@
+//! Help, man page and shell completions know every option of the parser, and no option that it does not know.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use conward::args::LONG_OPTIONS;
+use conward::usage;
+
+const LETTERS: &str = "0PTbcehilnprstu";
+
+fn file(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn man_page() -> String {
+    file("docs/man/conward.8").replace("\\-", "-")
+}
+
+/// The words behind `mark` in `text`, made of letters, digits and dashes.
+fn names(text: &str, mark: &str) -> BTreeSet<String> {
+    let inside = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
+    let words = text.split(mark).skip(1).map(|rest| rest.chars().take_while(inside).collect::<String>());
+    words.filter(|word| word.starts_with(|c: char| c.is_ascii_alphabetic())).collect()
+}
+
+fn expected() -> BTreeSet<String> {
+    LONG_OPTIONS.iter().copied().chain(["help"]).map(str::to_owned).collect()
+}
+
+fn set(words: &[&str]) -> BTreeSet<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[test]
+fn help_names_every_option() {
+    let help = usage::help();
+    assert_eq!(names(&help, "--"), expected());
+    // Named in passing is not enough.
+    let lines: String = help.lines().filter(|line| line.starts_with("  -")).collect::<Vec<_>>().join("\n");
+    assert_eq!(names(&lines, "--"), expected());
+    for letter in LETTERS.chars() {
+        assert!(lines.contains(&format!("  -{letter}, --")), "-{letter}");
+    }
+}
+
+#[test]
+fn the_man_page_has_every_option() {
+    let page = man_page();
+    let own: Vec<&str> = page.lines().filter(|line| !line.starts_with("podman ")).collect();
+    assert_eq!(names(&own.join("\n"), "--"), expected());
+    let items: Vec<&str> = page.split(".TP\n").skip(1).filter_map(|item| item.lines().next()).collect();
+    let missing: BTreeSet<String> = expected().difference(&names(&items.join("\n"), "--")).cloned().collect();
+    assert_eq!(missing, set(&["pidfile", "restore-arg"]), "only aliases have no item of their own");
+    for letter in LETTERS.chars() {
+        let own = |item: &&str| [".BI \"-", ".BR -"].iter().any(|start| item.starts_with(&format!("{start}{letter}")));
+        assert!(items.iter().any(|item| own(&item)), "-{letter}");
+    }
+}
+
+/// A macro that is misspelt, or a quote that is not closed, makes text vanish without an error.
+#[test]
+fn the_man_page_is_well_formed() {
+    let known = ".TH .SH .SS .TP .PP .B .I .BR .BI .IR .RI .RS .RE .br .nf .fi";
+    let page = file("docs/man/conward.8");
+    let mut open = Vec::new();
+    for (index, line) in page.lines().enumerate() {
+        if !line.starts_with('.') || line.starts_with(".\\\"") {
+            continue;
+        }
+        let place = format!("line {}: {line}", index + 1);
+        let name = line.split(' ').next().unwrap_or_default();
+        assert!(known.split(' ').any(|known| known == name), "{place}");
+        assert_eq!(line.matches('"').count() % 2, 0, "{place}");
+        match name {
+            ".RS" | ".nf" => open.push(name),
+            ".RE" => assert_eq!(open.pop(), Some(".RS"), "{place}"),
+            ".fi" => assert_eq!(open.pop(), Some(".nf"), "{place}"),
+            _ => {}
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+    let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".SH ")).collect();
+    let wanted = "NAME,SYNOPSIS,DESCRIPTION,MODES,OPTIONS,ENVIRONMENT,FILES,SIGNALS,EXIT STATUS,EXAMPLES,SEE ALSO";
+    assert_eq!(sections.join(","), wanted);
+}
+
+#[test]
+fn defaults_in_help_and_man_page_agree() {
+    let (help, page) = (usage::help(), man_page().replace('\n', " "));
+    for (option, default) in [
+        ("log-line-max", "32768"),
+        ("log-file-mode", "0640"),
+        ("attach-stall-timeout", "0, never"),
+        ("history-held-max", "67108864"),
+        ("log-max-files", "1"),
+        ("exit-delay", "0"),
+        ("timeout", "0, never"),
+        ("log-size-max", "-1"),
+        ("log-global-size-max", "-1"),
+        ("socket-dir-path", "/var/run/crio"),
+        ("log-level", "warning"),
+    ] {
+        let after = help.split(&format!("--{option}=")).nth(1).expect("the option is in the help text");
+        let shown = after.split("(default: ").nth(1).and_then(|rest| rest.split([')', ',']).next());
+        assert_eq!(shown, default.split(',').next(), "--{option} in the help text");
+        let item = page.split(".TP ").find(|item| item.starts_with(".BI") && item.contains(&format!("--{option} \"")));
+        let item = item.unwrap_or_else(|| panic!("--{option} has no item"));
+        let said =
+            item.split("Default: ").nth(1).map(|said| said.trim_start_matches(".IR ").trim_start_matches(".BR "));
+        assert!(said.is_some_and(|said| said.starts_with(default)), "--{option}: {item}");
+    }
+}
+
+#[test]
+fn bash_offers_every_option() {
+    let all = expected().iter().map(|name| format!("--{name}")).collect();
+    assert_eq!(complete(&["conmon", "--"]), all);
+    let short = complete(&["conmon", "-"]).into_iter().filter(|word| !word.starts_with("--"));
+    let letters = LETTERS.chars().map(|letter| format!("-{letter}"));
+    assert_eq!(short.collect::<BTreeSet<_>>(), letters.collect());
+}
+
+#[test]
+fn bash_offers_what_fits() {
+    let none: &[&str] = &[];
+    let table: &[(&[&str], &[&str])] = &[
+        (&["--log-f"], &["--log-file-mode"]),
+        (&["--log-level", "w"], &["warning"]),
+        (&["--log-level", "=", "d"], &["debug"]),
+        (&["--log-level", "="], &["error", "warning", "info", "debug", "trace"]),
+        (&["-l", "jo"], &["journald"]),
+        (&["-l", "k8s-file", ":", "/etc/passw"], &["/etc/passwd"]),
+        (&["--log-path", "=", "json-file", ":", "/etc/passw"], &["/etc/passwd"]),
+        (&["-l", "journald", ":", "/etc/passw"], none),
+        (&["-b", "/et"], &["/etc"]),
+        (&["--exec-process-spec", "/etc/passw"], &["/etc/passwd"]),
+        // The value of an option may look like an option, and nobody can guess it.
+        (&["--runtime-arg", "--"], none),
+        (&["word"], none),
+    ];
+    for (line, offers) in table {
+        let offered = complete(&[&["conmon"], *line].concat());
+        // Another name may begin like /etc/passwd does.
+        let known = offered.iter().filter(|word| !word.starts_with("/etc/passwd-")).cloned();
+        assert_eq!(known.collect::<BTreeSet<_>>(), set(offers), "{line:?}");
+    }
+}
+
+/// Runs the bash function on a line that bash has cut into words; the last one is to be completed.
+fn complete(words: &[&str]) -> BTreeSet<String> {
+    let script = "source \"$1\"; shift; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _conward; \
+                  printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("completions/conward.bash");
+    let output = Command::new("bash").args(["--norc", "-c", script, "bash"]).arg(path).args(words).output();
+    let output = output.expect("bash runs");
+    assert!(output.stderr.is_empty(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("offers are UTF-8");
+    text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn zsh_offers_every_option() {
+    let text = file("completions/_conward");
+    // What excludes each other stands in parentheses in front, what is explained in brackets behind.
+    let offers: Vec<String> = text.lines().filter(|line| line.starts_with("    '")).map(|line| offer(line)).collect();
+    assert_eq!(names(&offers.join("\n"), "--"), expected());
+    for letter in LETTERS.chars() {
+        assert!(offers.iter().any(|offer| offer.contains(&format!("{{-{letter},--"))), "-{letter}");
+    }
+}
+
+fn offer(line: &str) -> String {
+    let open = line.trim_start().trim_start_matches('\'');
+    let behind = if open.starts_with('(') { open.split_once(')').map_or("", |(_, rest)| rest) } else { open };
+    behind.split('[').next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn fish_offers_every_option() {
+    let text = file("completions/conward.fish");
+    assert_eq!(names(&text, " -l "), expected());
+    let letters = text.split(" -s ").skip(1).filter_map(|rest| rest.chars().next());
+    assert_eq!(letters.collect::<BTreeSet<_>>(), LETTERS.chars().collect());
+}
