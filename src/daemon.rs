@@ -27,7 +27,7 @@ use crate::runtime::Stdio;
 use crate::session::Session;
 use crate::stdio::{Input, Output};
 use crate::stream::Stream;
-use crate::sys::{self, Fork};
+use crate::sys::{self, Arena, Fork};
 
 /// What the environment says to a monitor.
 #[derive(Debug)]
@@ -81,6 +81,7 @@ pub fn run(options: &Options, log: Log, environment: Environment) -> Result<u8, 
     let inherited = environment.inherited.clone();
     match set_up(options, log, environment, start, oom_score_adj) {
         Ok(mut monitor) => {
+            sys::release_start_memory();
             monitor.run();
             Ok(finish(monitor, &inherited))
         }
@@ -110,9 +111,9 @@ fn hide_from_oom_killer() -> Option<CString> {
 /// second message, and the pipe is kept for it.
 fn wait_for_start(options: &Options, start: Option<OwnedFd>) -> Result<Option<OwnedFd>, String> {
     let Some(start) = start else { return Ok(None) };
-    let mut message = [0; 8192];
+    let mut message = Arena::new(8192).map_err(|error| format!("Failed to get memory: {error}"))?;
     loop {
-        match read(&start, &mut message) {
+        match read(&start, message.bytes()) {
             Err(nix::Error::EINTR) => {}
             Err(error) => return Err(format!("start-pipe read failed: {error}")),
             Ok(_) => break,

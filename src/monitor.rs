@@ -251,9 +251,8 @@ impl<'a> Monitor<'a> {
 
     fn start_message(&mut self) -> Turn {
         if let Some(start) = self.start.take() {
-            let mut message = [0; 8192];
             // The content means nothing, and neither does end of file.
-            let _ = read(&start, &mut message);
+            let _ = read(&start, &mut self.read_buffer.bytes()[..8192]);
             self.unwatch(&start);
             self.start_runtime();
         }

@@ -462,6 +462,31 @@ pub fn is_open(fd: RawFd) -> bool {
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
+/// Opens `/dev/null` for each of 0, 1 and 2 that the caller left closed, so that nothing else gets these numbers.
+pub fn fill_stdio() {
+    for fd in 0..=2 {
+        if !is_open(fd) {
+            // SAFETY: a constant path; the lowest free number is the one that is missing.
+            unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
+        }
+    }
+}
+
+/// Gives back what only the start needed: free heap, and the stack below the caller's frame.
+pub fn release_start_memory() {
+    let here = 0u8;
+    let below = ((&raw const here as usize) & !(PAGE - 1)) - 2 * PAGE;
+    // SAFETY: malloc_trim only returns free memory. The stack that is given up lies two pages below the current frame,
+    // so nothing live is in it; where it is not mapped, nothing happens.
+    unsafe {
+        libc::malloc_trim(0);
+        libc::madvise((below - STACK_USED) as *mut c_void, STACK_USED, libc::MADV_DONTNEED);
+    }
+}
+
+/// Bytes of stack that a start may have used, generously.
+const STACK_USED: usize = 96 * 1024;
+
 /// A broken pipe is an error of a write from now on, and systemd may stop a scope with SIGPIPE (part of the contract).
 pub fn ignore_sigpipe() {
     // SAFETY: ignoring installs no handler.
