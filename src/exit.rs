@@ -3,7 +3,7 @@
 //! conmon's exit files hold the bare status; `exit.json` beside them is the full record. All are made under a
 //! temporary name and renamed, so that a reader sees nothing or everything.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
@@ -192,6 +192,9 @@ fn days_before(year: u64) -> u64 {
     (year - 1970) * 365 + leaps(past) - leaps(1969)
 }
 
+/// The name of the record, in the bundle directory.
+pub const RECORD: &str = "exit.json";
+
 /// A published file that is not durable yet.
 #[derive(Debug)]
 pub struct Published {
@@ -208,27 +211,70 @@ impl Published {
     }
 }
 
-/// Publishes `content` as `dir/name` at once: a temporary file beside it, then a rename. Mode 0644 under our umask.
-pub fn publish(dir: &Path, name: &OsStr, content: &[u8]) -> io::Result<Published> {
-    let dir_fd = open(dir, OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let (mut file, temporary) = temporary(&dir_fd, name)?;
-    let written = file.write_all(content).and_then(|()| Ok(renameat(&dir_fd, &*temporary, &dir_fd, name)?));
-    if let Err(error) = written {
-        let _ = unlinkat(&dir_fd, &*temporary, UnlinkatFlags::NoRemoveDir);
-        return Err(error);
-    }
-    Ok(Published { file, dir: dir_fd })
+/// Makes an empty temporary file beforehand, while nobody waits: a new inode is the dearest part of publishing.
+pub fn prepare(dir: &Path, name: &OsStr) -> io::Result<()> {
+    let dir = open_dir(dir)?;
+    let temporary = prepared(name);
+    let _ = unlinkat(&dir, &*temporary, UnlinkatFlags::NoRemoveDir);
+    openat(&dir, &*temporary, NEW, Mode::from_bits_truncate(0o644))?;
+    Ok(())
 }
 
+/// Publishes as [`publish`] does, in the file that [`prepare`] made if it is still there.
+pub fn publish_prepared(dir: &Path, name: &OsStr, content: &[u8]) -> io::Result<Published> {
+    let dir_fd = open_dir(dir)?;
+    let temporary = prepared(name);
+    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    match openat(&dir_fd, &*temporary, flags, Mode::empty()) {
+        Ok(fd) => finish_publishing(dir_fd, fd.into(), &temporary, name, content),
+        Err(_) => publish(dir, name, content),
+    }
+}
+
+fn prepared(name: &OsStr) -> OsString {
+    let mut temporary = name.to_os_string();
+    temporary.push(".tmp");
+    temporary
+}
+
+/// Publishes `content` as `dir/name` at once: a temporary file beside it, then a rename. Mode 0644 under our umask.
+pub fn publish(dir: &Path, name: &OsStr, content: &[u8]) -> io::Result<Published> {
+    let dir_fd = open_dir(dir)?;
+    let (file, temporary) = temporary(&dir_fd, name)?;
+    finish_publishing(dir_fd, file, &temporary, name, content)
+}
+
+fn open_dir(dir: &Path) -> io::Result<OwnedFd> {
+    Ok(open(dir, OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+fn finish_publishing(
+    dir: OwnedFd,
+    mut file: File,
+    temporary: &OsStr,
+    name: &OsStr,
+    content: &[u8],
+) -> io::Result<Published> {
+    match file.write_all(content).and_then(|()| Ok(renameat(&dir, temporary, &dir, name)?)) {
+        Ok(()) => Ok(Published { file, dir }),
+        Err(error) => {
+            let _ = unlinkat(&dir, temporary, UnlinkatFlags::NoRemoveDir);
+            Err(error)
+        }
+    }
+}
+
+const NEW: OFlag =
+    OFlag::O_WRONLY.union(OFlag::O_CREAT).union(OFlag::O_EXCL).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
+
 /// A new file `name.XXXXXX`, with a name that nobody has.
-fn temporary(dir: &OwnedFd, name: &OsStr) -> io::Result<(File, std::ffi::OsString)> {
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+fn temporary(dir: &OwnedFd, name: &OsStr) -> io::Result<(File, OsString)> {
     let mut seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
     for _ in 0..100 {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) ^ std::process::id();
         let mut candidate = name.to_os_string();
         candidate.push(OsStr::from_bytes(format!(".{:06x}", seed >> 8).as_bytes()));
-        match openat(dir, &*candidate, flags, Mode::from_bits_truncate(0o644)) {
+        match openat(dir, &*candidate, NEW, Mode::from_bits_truncate(0o644)) {
             Ok(fd) => return Ok((fd.into(), candidate)),
             Err(nix::Error::EEXIST) => {}
             Err(error) => return Err(error.into()),
@@ -283,6 +329,11 @@ mod tests {
         }
         assert_eq!(std::fs::read_to_string(dir.path().join("exit")).unwrap(), "23");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        prepare(dir.path(), OsStr::new("record")).unwrap();
+        publish_prepared(dir.path(), OsStr::new("record"), b"{}").unwrap();
+        publish_prepared(dir.path(), OsStr::new("record"), b"[]").unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("record")).unwrap(), "[]");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
         assert!(publish(&dir.path().join("missing"), OsStr::new("exit"), b"1").is_err());
     }
 }

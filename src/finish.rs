@@ -1,4 +1,4 @@
-//! The closing sequence, whose order is part of the contract: drain, log, clients, record, report, exit command.
+//! The closing sequence, whose order is part of the contract: drain, log, record, report, clients, exit command.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -29,9 +29,9 @@ pub fn finish(mut monitor: Monitor<'_>, inherited: &[RawFd]) -> u8 {
     drain(&mut monitor);
     monitor.log.finish();
     close_inherited(inherited, monitor.sync.number());
-    let behind = leave_clients(&mut monitor);
     let published = record(&monitor, end);
     final_report(&mut monitor, end);
+    let behind = leave_clients(&mut monitor);
     serve_the_rest(&mut monitor, behind);
     monitor.log.sync();
     published.iter().for_each(Published::sync);
@@ -113,23 +113,22 @@ fn record(monitor: &Monitor<'_>, end: End) -> Vec<Published> {
     }
     let json = record.json();
     let status = end.status().to_string();
-    let exec = matches!(options.mode, Mode::Exec { .. });
-    let wanted = [
-        (bundle, OsStr::new("exit.json"), json.as_bytes()),
-        // An exec shares the container's directory, whose record must stay the container's.
-        (persist.filter(|_| !exec), OsStr::new("exit.json"), json.as_bytes()),
-        (persist, OsStr::new("exit"), status.as_bytes()),
-        (options.exit_dir.as_deref(), &options.cid, status.as_bytes()),
+    let files = [
+        bundle.map(|dir| {
+            (dir, OsStr::new(exit::RECORD), exit::publish_prepared(dir, exit::RECORD.as_ref(), json.as_bytes()))
+        }),
+        persist.map(|dir| (dir, OsStr::new("exit"), exit::publish(dir, "exit".as_ref(), status.as_bytes()))),
+        options
+            .exit_dir
+            .as_deref()
+            .map(|dir| (dir, &*options.cid, exit::publish(dir, &options.cid, status.as_bytes()))),
     ];
-    wanted.into_iter().filter_map(|(dir, name, content)| publish(dir?, name, content)).collect()
-}
-
-fn publish(dir: &Path, name: &OsStr, content: &[u8]) -> Option<Published> {
-    exit::publish(dir, name, content)
-        .inspect_err(|error| {
-            crate::error!("Failed to write exit file {}: {error}", dir.join(name).display());
-        })
-        .ok()
+    let complain = |(dir, name, answer): (&Path, &OsStr, io::Result<Published>)| {
+        answer
+            .inspect_err(|error| crate::error!("Failed to write exit file {}: {error}", dir.join(name).display()))
+            .ok()
+    };
+    files.into_iter().flatten().filter_map(complain).collect()
 }
 
 const fn mode_name(mode: &Mode) -> &'static str {

@@ -19,7 +19,7 @@ use nix::unistd::read;
 use crate::attach::{Attach, Received};
 use crate::console::{self, Received as FromConsole};
 use crate::control::{Command, Drained, Fifo};
-use crate::exit::End;
+use crate::exit::{self, End};
 use crate::kill;
 use crate::log::Log;
 use crate::notify::Relay;
@@ -331,6 +331,7 @@ impl<'a> Monitor<'a> {
         if let Some(limit) = self.options.timeout {
             self.timers.set(Timer::Timeout, limit);
         }
+        self.prepare_record();
         let pidfd = self.session.process.as_ref().and_then(|process| process.pidfd.as_ref());
         if let Some(pidfd) = pidfd
             && !sys::is_child(pid)
@@ -340,6 +341,14 @@ impl<'a> Monitor<'a> {
         }
         for stream in Stream::ALL {
             self.wake(Source::Output(stream));
+        }
+    }
+
+    fn prepare_record(&self) {
+        if let Some(bundle) = &self.options.bundle
+            && let Err(error) = exit::prepare(bundle, exit::RECORD.as_ref())
+        {
+            crate::debug!("Failed to prepare the exit record in {}: {error}", bundle.display());
         }
     }
 
