@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
+use nix::sys::signal::Signal;
+
 use super::{
     Verdict,
     bed::{Bed, IMAGE},
     check,
     output::same_bytes,
+    run::PROMPT,
 };
 
 /// Ticks until somebody makes /tmp/end, so that a client can see that it is attached.
@@ -53,7 +56,8 @@ pub fn no_stdin_piped(bed: &Bed) -> Verdict {
 
 pub fn two_clients(bed: &Bed) -> Verdict {
     bed.start("a", &format!("{TICKS}; echo begin; seq 1 50000"))?;
-    let clients = [bed.podman(&["attach", "--no-stdin", "a"]).start()?, bed.podman(&["attach", "--no-stdin", "a"]).start()?];
+    let clients =
+        [bed.podman(&["attach", "--no-stdin", "a"]).start()?, bed.podman(&["attach", "--no-stdin", "a"]).start()?];
     for client in &clients {
         client.wait_for("tick\n")?;
     }
@@ -66,6 +70,23 @@ pub fn two_clients(bed: &Bed) -> Verdict {
         same_bytes("what one of two clients saw", expected.as_bytes(), numbers.as_bytes())?;
     }
     Ok(())
+}
+
+/// A client that takes nothing stops neither the container nor `podman wait`, and misses nothing once it goes on.
+pub fn stopped_client(bed: &Bed) -> Verdict {
+    bed.only_ours("it waits for its slowest client")?;
+    bed.start("a", &format!("{TICKS}; echo begin; seq 1 {MANY}; exit 6"))?;
+    let client = bed.podman(&["attach", "--no-stdin", "a"]).start()?;
+    client.wait_for("tick\n")?;
+    client.signal(Signal::SIGSTOP)?;
+    bed.ok(&["exec", "a", "touch", "/tmp/end"])?;
+    let code = bed.podman(&["wait", "a"]).within(PROMPT).run()?.expect(0)?;
+    check!(code.text() == "6", "the container ended with {}", code.text());
+    client.signal(Signal::SIGCONT)?;
+    let text = String::from_utf8_lossy(&client.finish()?.expect(0)?.out).into_owned();
+    let (_, numbers) = text.split_once("begin\n").unwrap_or_default();
+    let expected: String = (1..=MANY).map(|n| format!("{n}\n")).collect::<String>() + "\n";
+    same_bytes("what the client saw that was stopped", expected.as_bytes(), numbers.as_bytes())
 }
 
 /// The end of the client's stdin is the end of the container's, and output still comes back.
@@ -86,3 +107,6 @@ pub fn refused_after_the_end(bed: &Bed) -> Verdict {
     check!(!Path::new(&socket).exists(), "the attach socket is still there: {socket}");
     Ok(())
 }
+
+/// Numbered lines, about 14 MB: more than all sockets and queues on the way can hold.
+const MANY: usize = 2_000_000;

@@ -48,7 +48,15 @@ impl Call {
     pub fn new(program: &str, args: &[&str], until: Instant) -> Self {
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
         let line = shown(program, &args);
-        Self { program: program.to_string(), args, env: Vec::new(), dir: "/".into(), input: Input::Nothing, until, line }
+        Self {
+            program: program.to_string(),
+            args,
+            env: Vec::new(),
+            dir: "/".into(),
+            input: Input::Nothing,
+            until,
+            line,
+        }
     }
 
     /// Options before all other arguments, which messages do not repeat.
@@ -173,8 +181,8 @@ impl Running {
     }
 
     pub fn signal(&self, signal: Signal) -> Verdict {
-        let pid = Pid::from_raw(self.child.id().cast_signed());
-        signal::kill(pid, signal).map_err(|e| Stop::Failed(format!("{signal} to `{}`: {e}", self.line)))
+        let pid = i32::try_from(self.child.id()).map_err(|e| Stop::Failed(format!("pid of `{}`: {e}", self.line)))?;
+        signal::kill(Pid::from_raw(pid), signal).map_err(|e| Stop::Failed(format!("{signal} to `{}`: {e}", self.line)))
     }
 
     /// Waits for its end. Both outputs must end with it: something that still holds them holds up the caller.

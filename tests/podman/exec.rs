@@ -87,10 +87,31 @@ pub fn preserved_descriptors(bed: &Bed) -> Verdict {
     Ok(())
 }
 
+/// What an exec'd process leaves behind holds its pipes, but not its caller.
+pub fn leftover_holds_stdout(bed: &Bed) -> Verdict {
+    bed.start("e", PARK)?;
+    let done =
+        bed.podman(&["exec", "e", "sh", "-c", "sleep 300 & echo done; exit 4"]).run()?.expect(4)?.says("done\n")?;
+    check!(done.took < PROMPT, "the exec waited for what it left behind: {}", done.story());
+    one_monitor(bed)
+}
+
 /// A check is an exec of which podman wants the output and the code.
 pub fn health_check(bed: &Bed) -> Verdict {
     let check = "echo looked; test -e /tmp/well";
-    let run = ["run", "-d", "--name", "h", "--health-cmd", check, "--health-retries", "1", "--health-interval", "disable", IMAGE];
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "h",
+        "--health-cmd",
+        check,
+        "--health-retries",
+        "1",
+        "--health-interval",
+        "disable",
+        IMAGE,
+    ];
     bed.ok(&run)?;
     bed.podman(&["healthcheck", "run", "h"]).run()?.expect(1)?;
     let health = bed.inspect("h", "{{.State.Health.Status}} {{.State.Health.FailingStreak}}")?;

@@ -69,6 +69,16 @@ pub fn restart(bed: &Bed) -> Verdict {
     Ok(())
 }
 
+/// podman starts it again from within the monitor's exit command.
+pub fn restart_policy(bed: &Bed) -> Verdict {
+    bed.ok(&["run", "-d", "--restart", "on-failure:2", "--name", "r", IMAGE, "sh", "-c", "echo run; exit 3"])?;
+    bed.logged("r", "run\nrun\nrun")?;
+    bed.without_monitors()?;
+    let state = bed.inspect("r", "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}")?;
+    check!(state == "exited 3 2", "after two restarts: {state}");
+    Ok(())
+}
+
 /// podman makes 255 of the monitor's -1.
 pub fn timeout(bed: &Bed) -> Verdict {
     let run = bed.podman(&["run", "--rm", "--timeout", "1", IMAGE, "sleep", "100"]).run()?.expect(255)?;

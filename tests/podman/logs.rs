@@ -36,7 +36,8 @@ fn written_as_records(bed: &Bed, driver: &str) -> Verdict {
 }
 
 pub fn none(bed: &Bed) -> Verdict {
-    let run = bed.podman(&["run", "--log-driver", "none", "--name", "l", IMAGE, "sh", "-c", "echo seen; exit 2"]).run()?;
+    let run =
+        bed.podman(&["run", "--log-driver", "none", "--name", "l", IMAGE, "sh", "-c", "echo seen; exit 2"]).run()?;
     run.expect(2)?.says("seen\n")?;
     bed.podman(&["logs", "l"]).run()?.expect(125)?.complains("'none' log driver")?;
     Ok(())
@@ -49,7 +50,18 @@ pub fn passthrough(bed: &Bed) -> Verdict {
     let done = run.input(b"through\n").run()?.expect(2)?.says("through\n")?;
     same_bytes("stderr", b"err\n", &done.err)?;
     bed.podman(&["logs", "l"]).run()?.expect(125)?;
-    let parked = bed.podman(&["run", "-d", "--log-driver", "passthrough", "--name", "p", IMAGE, "sh", "-c", "sleep 0.5; echo late"]);
+    let parked = bed.podman(&[
+        "run",
+        "-d",
+        "--log-driver",
+        "passthrough",
+        "--name",
+        "p",
+        IMAGE,
+        "sh",
+        "-c",
+        "sleep 0.5; echo late",
+    ]);
     // Not to the end of its stdout: the container itself holds that one, which is the point.
     let parked = parked.start()?;
     parked.wait_for("late")?;

@@ -16,7 +16,9 @@ use super::{
 
 pub fn by_monitor(bed: &Bed) -> Verdict {
     let host = host(bed)?;
-    bed.podman(&["run", "-d", "--name", "n", "--sdnotify", "conmon", IMAGE]).env("NOTIFY_SOCKET", bed.path("n")).ok()?;
+    bed.podman(&["run", "-d", "--name", "n", "--sdnotify", "conmon", IMAGE])
+        .env("NOTIFY_SOCKET", bed.path("n"))
+        .ok()?;
     let pid = bed.inspect("n", "{{.State.ConmonPid}}")?;
     let heard = until_ready(bed, &host)?;
     check!(heard == [format!("MAINPID={pid}"), "READY=1".into()], "the monitor is {pid}, but the host heard {heard:?}");

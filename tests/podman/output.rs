@@ -1,10 +1,6 @@
 //! What a command left: status and bytes, and sentences about them.
 
-use std::{
-    os::unix::process::ExitStatusExt,
-    process::ExitStatus,
-    time::Duration,
-};
+use std::{os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
 use super::{Verdict, check};
 
@@ -48,7 +44,13 @@ impl Done {
             (Some(code), _) => format!("exit code {code}"),
             (None, signal) => format!("signal {signal:?}"),
         };
-        format!("`{}`: {end} after {:.1?}, stdout {}, stderr {}", self.line, self.took, brief(&self.out), brief(&self.err))
+        format!(
+            "`{}`: {end} after {:.1?}, stdout {}, stderr {}",
+            self.line,
+            self.took,
+            brief(&self.out),
+            brief(&self.err)
+        )
     }
 }
 

@@ -12,7 +12,7 @@ use super::call::PAUSE;
 /// A process that has to do with us.
 #[derive(Debug, Clone)]
 pub struct Process {
-    pub pid: u32,
+    pub pid: i32,
     pub exe: PathBuf,
     pub command: String,
 }
@@ -21,13 +21,13 @@ pub struct Process {
 /// the configuration of the bed gives a variable with the directory's name. Zombies have neither and do not count.
 pub fn of(dir: &Path) -> Vec<Process> {
     let mark = dir.as_os_str().as_encoded_bytes();
-    let me = std::process::id();
+    let me = nix::unistd::getpid().as_raw();
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| *pid != me);
     pids.filter_map(|pid| look(pid, mark)).collect()
 }
 
-fn look(pid: u32, mark: &[u8]) -> Option<Process> {
+fn look(pid: i32, mark: &[u8]) -> Option<Process> {
     let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let ours = [&command, &environment].iter().any(|text| names(text, mark));
@@ -46,7 +46,8 @@ fn names(text: &[u8], mark: &[u8]) -> bool {
 /// Mount points below `dir`.
 pub fn mounts(dir: &Path) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| Path::new(point).starts_with(dir));
+    let points =
+        table.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| Path::new(point).starts_with(dir));
     points.map(ToString::to_string).collect()
 }
 
@@ -66,6 +67,8 @@ pub fn eventually(limit: Duration, mut question: impl FnMut() -> bool) -> bool {
 
 /// Processes as lines of a message.
 pub fn listed(processes: &[Process]) -> String {
-    let line = |p: &Process| format!("\n    {} {} ({})", p.pid, p.command.chars().take(200).collect::<String>(), p.exe.display());
+    let line = |p: &Process| {
+        format!("\n    {} {} ({})", p.pid, p.command.chars().take(200).collect::<String>(), p.exe.display())
+    };
     processes.iter().map(line).collect()
 }

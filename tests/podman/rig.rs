@@ -19,6 +19,8 @@ pub struct Rig {
     pub monitor: PathBuf,
     /// Its first line of `--version`.
     pub version: String,
+    /// When the whole run must be over.
+    pub until: Instant,
     /// Every bed has its directory here.
     pub dir: PathBuf,
     pub busybox: String,
@@ -52,7 +54,15 @@ impl Rig {
         // A copy, not a symbolic link: podman and people know the process by the name of its executable.
         fs::copy(&source, &monitor).map_err(|e| failed(&format!("cannot install {}", source.display()), &e))?;
         let busybox = busybox.display().to_string();
-        let mut rig = Self { monitor, version: String::new(), dir, busybox, driver: driver(), _keeper: keeper };
+        let mut rig = Self {
+            monitor,
+            version: String::new(),
+            until: Instant::now() + SUITE,
+            dir,
+            busybox,
+            driver: driver(),
+            _keeper: keeper,
+        };
         rig.version = rig.call(&rig.monitor.display().to_string(), &["--version"]).ok()?;
         rig.make_rootfs().map_err(|e| failed("image", &e))?;
         Ok(rig)
@@ -74,7 +84,8 @@ impl Rig {
             fs::create_dir_all(root.join(name))?;
         }
         fs::copy(&self.busybox, root.join("bin/busybox"))?;
-        let applets = self.call(&self.busybox, &["--list"]).ok().map_err(|e| std::io::Error::other(format!("{e:?}")))?;
+        let applets =
+            self.call(&self.busybox, &["--list"]).ok().map_err(|e| std::io::Error::other(format!("{e:?}")))?;
         for applet in applets.lines().filter(|name| *name != "busybox") {
             symlink("busybox", root.join("bin").join(applet))?;
         }
@@ -110,3 +121,6 @@ pub fn is_static(program: &Path) -> bool {
 pub fn failed(what: &str, why: &std::io::Error) -> Stop {
     Stop::Failed(format!("{what}: {why}"))
 }
+
+/// All cases together take about a minute on two idle processors.
+const SUITE: Duration = Duration::from_secs(270);

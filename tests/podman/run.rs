@@ -25,7 +25,10 @@ pub fn output_and_codes(bed: &Bed) -> Verdict {
 /// What the runtime says must come out of podman, which makes 126 and 127 of it.
 pub fn runtime_refuses(bed: &Bed) -> Verdict {
     bed.podman(&["run", "--rm", IMAGE, "/etc"]).run()?.expect(126)?.complains("permission denied")?;
-    bed.podman(&["run", "--rm", IMAGE, "no-such-program"]).run()?.expect(127)?.complains("executable file not found")?;
+    bed.podman(&["run", "--rm", IMAGE, "no-such-program"])
+        .run()?
+        .expect(127)?
+        .complains("executable file not found")?;
     let log = format!("path={}/nowhere/log", bed.dir.display());
     let refused = bed.podman(&["run", "--rm", "--log-opt", &log, IMAGE, "true"]).run()?;
     check!(refused.status.code() != Some(0), "a log that cannot be opened: {}", refused.story());
@@ -85,18 +88,21 @@ pub fn removed(bed: &Bed) -> Verdict {
     bed.ok(&["run", "-d", "--rm", "--name", "brief", IMAGE, "sleep", "0.3"])?;
     let gone = eventually(PATIENCE, || bed.ok(&["ps", "-aq"]).is_ok_and(|all| all.is_empty()));
     check!(gone, "`run -d --rm` left {:?}", bed.ok(&["ps", "-a"]));
-    let stores = fs::read_dir(bed.path("root/overlay-containers")).map_or(0, |dir| dir.flatten().filter(|e| e.path().is_dir()).count());
+    let stores = fs::read_dir(bed.path("root/overlay-containers"))
+        .map_or(0, |dir| dir.flatten().filter(|e| e.path().is_dir()).count());
     check!(stores == 0, "{stores} container directories are left");
     bed.without_monitors()
 }
 
 /// With catatonit where there is one; otherwise a shell script plays the part of the first process.
 pub fn init(bed: &Bed) -> Verdict {
-    let script = bed.write("init", "#!/bin/sh\n[ \"$1\" = -- ] && shift\n\"$@\" &\ntrap \"kill -TERM $!\" TERM\nwait $!\n")?;
+    let script =
+        bed.write("init", "#!/bin/sh\n[ \"$1\" = -- ] && shift\n\"$@\" &\ntrap \"kill -TERM $!\" TERM\nwait $!\n")?;
     bed.host("chmod", &["755", &script]).ok()?;
     let init = found("catatonit").map_or(script, |path| path.display().to_string());
     let run = ["run", "--rm", "--init", "--init-path", &init, IMAGE];
-    let seen = bed.podman(&[&run[..], &["sh", "-c", "echo $$; cat /proc/1/cmdline; exit 5"]].concat()).run()?.expect(5)?;
+    let seen =
+        bed.podman(&[&run[..], &["sh", "-c", "echo $$; cat /proc/1/cmdline; exit 5"]].concat()).run()?.expect(5)?;
     check!(!seen.text().starts_with("1\n"), "the command is process 1 in spite of --init: {}", seen.story());
     check!(seen.text().contains("podman-init"), "process 1 is not podman's init: {}", seen.story());
     Ok(())
@@ -121,14 +127,25 @@ pub fn signals_are_proxied(bed: &Bed) -> Verdict {
     Ok(())
 }
 
+/// A container that is not root may open its own output again, by name.
+pub fn user_reopens_stdout(bed: &Bed) -> Verdict {
+    let script = "id -u; echo again >/dev/stdout; echo wrong >/dev/stderr";
+    let done = bed.podman(&["run", "--rm", "--user", "1000", IMAGE, "sh", "-c", script]).run()?;
+    same_bytes("stderr", b"wrong\n", &done.err)?;
+    done.expect(0)?.says("1000\nagain\n")?;
+    Ok(())
+}
+
 pub fn preserved_descriptors(bed: &Bed) -> Verdict {
     let file = bed.write("third", "from the third\n")?;
     let open = || File::open(&file).map(OwnedFd::from).map_err(|e| failed(&file, &e));
     let script = "cat <&3; ls /proc/self/fd | wc -l";
-    let seen = bed.podman(&["run", "--rm", "--preserve-fds", "1", IMAGE, "sh", "-c", script]).third(open()?, false).run()?;
+    let seen =
+        bed.podman(&["run", "--rm", "--preserve-fds", "1", IMAGE, "sh", "-c", script]).third(open()?, false).run()?;
     // 0, 1, 2, ours, and the directory that ls has open: nothing of the monitor's leaks in.
     seen.expect(0)?.says("from the third\n5\n")?;
-    let without = bed.podman(&["run", "--rm", IMAGE, "sh", "-c", "ls /proc/self/fd | wc -l"]).third(open()?, false).run()?;
+    let without =
+        bed.podman(&["run", "--rm", IMAGE, "sh", "-c", "ls /proc/self/fd | wc -l"]).third(open()?, false).run()?;
     without.expect(0)?.says("4\n")?;
     Ok(())
 }

@@ -32,7 +32,11 @@ pub fn main(words: &[String], cases: &'static [Case]) -> ExitCode {
         Ok(rig) => run(&rig, &chosen, &tally),
         // One reason for all of them.
         Err(Stop::Skipped(why)) => {
-            chosen.iter().map(|case| case.name).chain([LAST]).for_each(|name| tally.add(name, Duration::ZERO, &Err(Stop::Skipped(why.clone()))));
+            chosen
+                .iter()
+                .map(|case| case.name)
+                .chain([LAST])
+                .for_each(|name| tally.add(name, Duration::ZERO, &Err(Stop::Skipped(why.clone()))));
         }
         Err(stop) => tally.add("rig", Duration::ZERO, &Err(stop)),
     }
@@ -60,6 +64,7 @@ fn run(rig: &Rig, chosen: &[&Case], tally: &Tally) {
 
 /// One case on a bed of its own; the bed must be empty afterwards.
 fn one(rig: &Rig, number: usize, case: &Case) -> Verdict {
+    check!(Instant::now() < rig.until, "not run: the time of the whole suite is over");
     let bed = Bed::new(rig, number)?;
     let verdict = catch_unwind(AssertUnwindSafe(|| (case.run)(&bed)));
     let verdict = verdict.unwrap_or_else(|_| Err(Stop::Failed("the test itself panicked".into())));

@@ -60,11 +60,11 @@ pub const CASES: &[Case] = cases! {
     life: twenty_at_once timeout stop_impatient;
     pods: pod play_kube;
     run: output_and_codes signalled piped_both_ways piped_digest large_output detached removed init start_attached
-         signals_are_proxied runtime_refuses preserved_descriptors;
+         signals_are_proxied runtime_refuses preserved_descriptors user_reopens_stdout;
     terminal: typing resizing interrupt large_output detach_and_attach_again own_detach_keys exec_typing exec_detach;
-    attach: follows no_stdin no_stdin_piped two_clients piped_stdin refused_after_the_end;
-    exec: codes detached piped_megabytes streams_stay_apart ten_at_once ends_with_the_container preserved_descriptors health_check;
-    life: wait_for_many stop_polite kill restart;
+    attach: follows no_stdin no_stdin_piped two_clients piped_stdin refused_after_the_end stopped_client;
+    exec: codes detached piped_megabytes streams_stay_apart ten_at_once ends_with_the_container preserved_descriptors health_check leftover_holds_stdout;
+    life: wait_for_many stop_polite kill restart restart_policy;
     logs: k8s_file json_file none passthrough journald follow tail_and_stamps max_size partial_and_long binary;
     notify: by_monitor by_container socket_activation;
     monitor: is_shown out_of_memory checkpoint;

@@ -117,7 +117,12 @@ impl<'a> Tty<'a> {
             {
                 return Ok((status, self.screen()));
             }
-            check!(Instant::now() < until, "`{}` did not end and leave its terminal; screen {:?}", self.line, self.screen());
+            check!(
+                Instant::now() < until,
+                "`{}` did not end and leave its terminal; screen {:?}",
+                self.line,
+                self.screen()
+            );
             thread::sleep(PAUSE);
         }
     }
