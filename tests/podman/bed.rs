@@ -1,7 +1,9 @@
 //! One case's own podman: store, locks, events and configuration below a directory of its own.
 
 use std::{
-    fs,
+    cell::Cell,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -25,15 +27,19 @@ pub struct Bed<'a> {
     pub dir: PathBuf,
     /// When the case must be over.
     until: Instant,
+    /// Set by a case after which nobody can clean up behind the runtime.
+    pub abrupt: Cell<bool>,
 }
 
 impl<'a> Bed<'a> {
     pub fn new(rig: &'a Rig, number: usize) -> Verdict<Self> {
         let dir = rig.dir.join(format!("{number:02}"));
-        let bed = Self { rig, dir, until: rig.until.min(Instant::now() + CASE) };
+        let bed = Self { rig, dir, until: rig.until.min(Instant::now() + CASE), abrupt: Cell::new(false) };
         for name in ["root", "run", "tmp", "home", "net"] {
             fs::create_dir_all(bed.dir.join(name)).map_err(|e| failed(name, &e))?;
         }
+        let runtime = bed.write("runc", format!("#!/bin/sh\nexec runc --root {} \"$@\"\n", bed.path("runtime")))?;
+        fs::set_permissions(&runtime, Permissions::from_mode(0o755)).map_err(|e| failed(&runtime, &e))?;
         bed.write("containers.conf", bed.containers_conf())?;
         bed.write("storage.conf", bed.storage_conf())?;
         let park = format!("CMD [\"sh\", \"-c\", \"{PARK}\"]");
@@ -142,7 +148,7 @@ impl<'a> Bed<'a> {
             Ok(running) if running.is_empty() => self.without_monitors(),
             _ => Ok(()),
         };
-        let emptied = self.empty();
+        let emptied = self.empty().and_then(|()| self.runtime_is_empty());
         let quiet = eventually(PATIENCE, || processes::of(&self.dir).is_empty());
         let left = processes::of(&self.dir);
         for process in &left {
@@ -169,6 +175,17 @@ impl<'a> Bed<'a> {
         self.ok(&["rm", "-fa", "-t", "0"])?;
         let left = self.ok(&["ps", "-a", "--format", "{{.Names}} {{.Status}}"])?;
         check!(left.is_empty(), "`podman rm -fa` left containers: {left}");
+        Ok(())
+    }
+
+    /// The runtime has forgotten the containers too: podman's clean-up, which the monitor starts, tells it to.
+    fn runtime_is_empty(&self) -> Verdict {
+        let state = fs::read_dir(self.dir.join("runtime")).into_iter().flatten().flatten();
+        let ids: Vec<String> = state.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        for id in &ids {
+            self.host(&self.path("runc"), &["delete", "-f", id]).ok()?;
+        }
+        check!(ids.is_empty() || self.abrupt.get(), "the runtime still knew {ids:?}");
         Ok(())
     }
 
@@ -215,6 +232,8 @@ lock_type = "file"
 infra_image = "{IMAGE}"
 tmp_dir = "{dir}/tmp"
 image_copy_tmp_dir = "{dir}/tmp"
+[engine.runtimes]
+runc = ["{dir}/runc"]
 [network]
 network_config_dir = "{dir}/net"
 "#

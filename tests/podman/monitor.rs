@@ -61,6 +61,7 @@ pub fn killed(bed: &Bed) -> Verdict {
     let killed = signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
     killed.map_err(|e| Stop::Failed(format!("kill -9 {pid}: {e}")))?;
     bed.without_monitors()?;
+    bed.abrupt.set(true);
     bed.podman(&["exec", "m", "echo", "alive"]).run()?.expect(0)?.says("alive\n")?;
     bed.podman(&["attach", "m"]).run()?.expect(125)?.complains("connection refused")?;
     // podman waits five seconds for an exit record that nobody can write.
