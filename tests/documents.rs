@@ -54,8 +54,8 @@ fn the_man_page_has_every_option() {
     let missing: BTreeSet<String> = expected().difference(&names(&items.join("\n"), "--")).cloned().collect();
     assert_eq!(missing, set(&["pidfile", "restore-arg"]), "only aliases have no item of their own");
     for letter in LETTERS.chars() {
-        let own = |item: &&str| [".BI \"-", ".BR -"].iter().any(|start| item.starts_with(&format!("{start}{letter}")));
-        assert!(items.iter().any(|item| own(&item)), "-{letter}");
+        let own = |item: &str| [".BI \"-", ".BR -"].iter().any(|start| item.starts_with(&format!("{start}{letter}")));
+        assert!(items.iter().any(|item| own(item)), "-{letter}");
     }
 }
 
@@ -164,7 +164,7 @@ fn complete(words: &[&str]) -> BTreeSet<String> {
 fn zsh_offers_every_option() {
     let text = file("completions/_conward");
     // What excludes each other stands in parentheses in front, what is explained in brackets behind.
-    let offers: Vec<String> = text.lines().filter(|line| line.starts_with("    '")).map(|line| offer(line)).collect();
+    let offers: Vec<String> = text.lines().filter(|line| line.starts_with("    '")).map(offer).collect();
     assert_eq!(names(&offers.join("\n"), "--"), expected());
     for letter in LETTERS.chars() {
         assert!(offers.iter().any(|offer| offer.contains(&format!("{{-{letter},--"))), "-{letter}");
