@@ -13,16 +13,14 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{read, setsid};
 
-use crate::attach::Attach;
 use crate::console::{self, Console};
-use crate::control::{Fifo, Kind};
-use crate::exit;
+use crate::exit::Slot;
 use crate::finish::finish;
 use crate::log::Log;
 use crate::monitor::{Launch, Monitor, Parts, detach_stdio};
 use crate::notify::Relay;
 use crate::options::{LogDriver, Mode, Options};
-use crate::parent::{self, Key, Pipe, report};
+use crate::parent::{self, Reports};
 use crate::runtime::Stdio;
 use crate::session::Session;
 use crate::stdio::{Input, Output};
@@ -78,12 +76,11 @@ pub fn run(options: &Options, log: Log, environment: Environment) -> Result<u8, 
             Fork::Child => {}
         }
     }
-    let inherited = environment.inherited.clone();
-    match set_up(options, log, environment, start, oom_score_adj) {
+    match set_up(options, log, &environment, start, oom_score_adj) {
         Ok(mut monitor) => {
             sys::release_start_memory();
             monitor.run();
-            Ok(finish(monitor, &inherited))
+            Ok(finish(monitor, &environment.inherited))
         }
         Err(reason) => Err(reason),
     }
@@ -126,7 +123,7 @@ fn write_pidfile(options: &Options, pid: i32) -> Result<(), String> {
     let Some(path) = &options.conmon_pidfile else { return Ok(()) };
     let name = path.file_name().ok_or_else(|| format!("conmon pidfile {} has no file name", path.display()))?;
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(".".as_ref());
-    let written = exit::publish(dir, name, pid.to_string().as_bytes());
+    let written = Slot::new(dir, name).publish(pid.to_string().as_bytes());
     written.map(drop).map_err(|error| format!("Failed to write conmon pidfile {}: {error}", path.display()))
 }
 
@@ -136,43 +133,26 @@ fn write_pidfile(options: &Options, pid: i32) -> Result<(), String> {
 fn set_up<'a>(
     options: &'a Options,
     log: Log,
-    environment: Environment,
+    environment: &Environment,
     start: Option<OwnedFd>,
     oom_score_adj: Option<CString>,
 ) -> Result<Monitor<'a>, String> {
     // The notify socket comes first, but its failure can only be told when the pipes are open.
     let notify = bind_notify(options);
-    let mut sync = Pipe::open("_OCI_SYNCPIPE", environment.sync_pipe.as_deref())?;
-    let mut attach_pipe = match open_attach_pipe(options, environment.attach_pipe.as_deref()) {
-        Ok(pipe) => pipe,
-        Err(reason) => {
-            sync.send(&report(Key::Data, -1, reason.as_bytes()));
-            return Err(reason);
-        }
-    };
-    let result = notify.and_then(|notify| {
-        build(options, log, &environment, start, oom_score_adj, notify, &mut attach_pipe)
-            .map_err(|error| error.to_string())
+    let (sync, attach) = (environment.sync_pipe.as_deref(), environment.attach_pipe.as_deref());
+    let mut reports = Reports::open(options, sync, attach)?;
+    let prepared = notify.and_then(|notify| {
+        let (session, theirs) = prepare(options, environment)?;
+        let mask = sys::signal_mask();
+        let signals = block_signals().map_err(|error| format!("Failed to set up signals: {error}"))?;
+        // Where there is no pipe the runtime inherits our stdio: /dev/null, or the caller's own with passthrough.
+        let launch = Launch { theirs, mask, oom_score_adj, listen_pid: environment.listen_pid.clone() };
+        Ok((notify, session, signals, launch))
     });
-    match result {
-        Ok(mut monitor) => {
-            monitor.sync = sync;
-            Ok(monitor)
-        }
-        Err(reason) => {
-            sync.send(&report(failure_key(options), -1, reason.as_bytes()));
-            attach_pipe.send(&report(Key::Data, -1, reason.as_bytes()));
-            Err(reason)
-        }
-    }
-}
-
-fn failure_key(options: &Options) -> Key {
-    match (options.api_version, &options.mode) {
-        (1.., _) => Key::Data,
-        (0, Mode::Exec { .. }) => Key::ExitCode,
-        (0, _) => Key::Pid,
-    }
+    let (notify, session, signals, launch) =
+        prepared.inspect_err(|reason: &String| reports.not_ready(reason.as_bytes()))?;
+    let parts = Parts { log, notify, reports, start, signals };
+    Monitor::new(options, session, parts, launch).map_err(|error| format!("Failed to set up the event loop: {error}"))
 }
 
 fn bind_notify(options: &Options) -> Result<Option<Relay>, String> {
@@ -180,25 +160,8 @@ fn bind_notify(options: &Options) -> Result<Option<Relay>, String> {
     Relay::bind(bundle, host).map(Some).map_err(|error| error.to_string())
 }
 
-fn open_attach_pipe(options: &Options, value: Option<&str>) -> Result<Pipe, String> {
-    if !matches!(options.mode, Mode::Exec { attach: true, .. }) {
-        return Ok(Pipe::default());
-    }
-    if value.is_none() {
-        return Err("--attach specified but _OCI_ATTACHPIPE was not given".into());
-    }
-    Pipe::open("_OCI_ATTACHPIPE", value)
-}
-
-fn build<'a>(
-    options: &'a Options,
-    log: Log,
-    environment: &Environment,
-    start: Option<OwnedFd>,
-    oom_score_adj: Option<CString>,
-    notify: Option<Relay>,
-    attach_pipe: &mut Pipe,
-) -> Result<Monitor<'a>, String> {
+/// Makes us a daemon with the container's pipes; the session, and the pipe ends of the runtime.
+fn prepare(options: &Options, environment: &Environment) -> Result<(Session, [Option<OwnedFd>; 3]), String> {
     if !options.passthrough() {
         detach_stdio();
     }
@@ -207,21 +170,7 @@ fn build<'a>(
     prctl::set_child_subreaper(true).map_err(|error| format!("Failed to set as subreaper: {error}"))?;
     let mut stdio = Stdio::new(options).map_err(|error| format!("Failed to make pipes: {error}"))?;
     let theirs = std::mem::take(&mut stdio.theirs);
-    let session = session(options, stdio, environment)?;
-    let bundle = options.bundle.as_deref().filter(|_| !options.passthrough());
-    let attach = bundle.map(|bundle| Attach::create(options, bundle)).transpose()?;
-    let fifo = |name: &str, kind| bundle.map(|bundle| Fifo::create(bundle, name, kind)).transpose();
-    let ctl = fifo("ctl", Kind::Ctl).map_err(|error| error.to_string())?;
-    let winsz = fifo("winsz", Kind::Winsz).map_err(|error| error.to_string())?;
-    if bundle.is_some() {
-        attach_pipe.send(&report(Key::Data, 0, b""));
-    }
-    let mask = sys::signal_mask();
-    let signals = block_signals().map_err(|error| format!("Failed to set up signals: {error}"))?;
-    // Where there is no pipe the runtime inherits our stdio: /dev/null, or the caller's own with passthrough.
-    let launch = Launch { theirs, mask, oom_score_adj, listen_pid: environment.listen_pid.clone() };
-    let parts = Parts { log, attach, ctl, winsz, notify, sync: Pipe::default(), start, signals };
-    Monitor::new(options, session, parts, launch).map_err(|error| format!("Failed to set up the event loop: {error}"))
+    Ok((session(options, stdio, environment)?, theirs))
 }
 
 fn session(options: &Options, stdio: Stdio, environment: &Environment) -> Result<Session, String> {

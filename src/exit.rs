@@ -8,8 +8,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{OFlag, open, openat, renameat};
@@ -17,6 +16,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 
 use crate::oom::Verdict;
+use crate::options::Options;
 use crate::stream::Stream;
 use crate::sys::Status;
 
@@ -211,76 +211,124 @@ impl Published {
     }
 }
 
-/// Makes an empty temporary file beforehand, while nobody waits: a new inode is the dearest part of publishing.
-pub fn prepare(dir: &Path, name: &OsStr) -> io::Result<()> {
-    let dir = open_dir(dir)?;
-    let temporary = prepared(name);
-    let _ = unlinkat(&dir, &*temporary, UnlinkatFlags::NoRemoveDir);
-    openat(&dir, &*temporary, NEW, Mode::from_bits_truncate(0o644))?;
-    Ok(())
+/// The exit files of one session, in the order that conmon's callers count on: the record first, the file that CRI-O
+/// watches for last.
+#[derive(Debug)]
+pub struct ExitFiles {
+    record: Option<Slot>,
+    /// `<persist-dir>/exit` and `<exit-dir>/<cid>`: the bare status.
+    statuses: Vec<Slot>,
 }
 
-/// Publishes as [`publish`] does, in the file that [`prepare`] made if it is still there.
-pub fn publish_prepared(dir: &Path, name: &OsStr, content: &[u8]) -> io::Result<Published> {
-    let dir_fd = open_dir(dir)?;
-    let temporary = prepared(name);
-    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    match openat(&dir_fd, &*temporary, flags, Mode::empty()) {
-        Ok(fd) => finish_publishing(dir_fd, fd.into(), &temporary, name, content),
-        Err(_) => publish(dir, name, content),
-    }
-}
-
-fn prepared(name: &OsStr) -> OsString {
-    let mut temporary = name.to_os_string();
-    temporary.push(".tmp");
-    temporary
-}
-
-/// Publishes `content` as `dir/name` at once: a temporary file beside it, then a rename. Mode 0644 under our umask.
-pub fn publish(dir: &Path, name: &OsStr, content: &[u8]) -> io::Result<Published> {
-    let dir_fd = open_dir(dir)?;
-    let (file, temporary) = temporary(&dir_fd, name)?;
-    finish_publishing(dir_fd, file, &temporary, name, content)
-}
-
-fn open_dir(dir: &Path) -> io::Result<OwnedFd> {
-    Ok(open(dir, OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
-}
-
-fn finish_publishing(
-    dir: OwnedFd,
-    mut file: File,
-    temporary: &OsStr,
-    name: &OsStr,
-    content: &[u8],
-) -> io::Result<Published> {
-    match file.write_all(content).and_then(|()| Ok(renameat(&dir, temporary, &dir, name)?)) {
-        Ok(()) => Ok(Published { file, dir }),
-        Err(error) => {
-            let _ = unlinkat(&dir, temporary, UnlinkatFlags::NoRemoveDir);
-            Err(error)
+impl ExitFiles {
+    pub fn new(options: &Options) -> ExitFiles {
+        let given = |dir: &Option<PathBuf>| dir.clone().filter(|dir| !dir.as_os_str().is_empty());
+        let persist = given(&options.persist_dir).map(|dir| Slot::new(&dir, OsStr::new("exit")));
+        let exit = given(&options.exit_dir).map(|dir| Slot::new(&dir, &options.cid));
+        ExitFiles {
+            record: options.bundle.as_deref().map(|dir| Slot::new(dir, OsStr::new(RECORD))),
+            statuses: persist.into_iter().chain(exit).collect(),
         }
     }
+
+    pub fn prepare(&mut self) {
+        self.record.iter_mut().chain(&mut self.statuses).for_each(Slot::prepare);
+    }
+
+    pub fn abandon(&self) {
+        self.record.iter().chain(&self.statuses).for_each(Slot::abandon);
+    }
+
+    /// Publishes all; a directory that is missing costs only its own file.
+    pub fn publish(&self, record: &Record<'_>) -> Vec<Published> {
+        let (json, status) = (record.json(), record.end.status().to_string());
+        let full = self.record.iter().map(|slot| (slot, &json));
+        let bare = self.statuses.iter().map(|slot| (slot, &status));
+        let complain = |(slot, content): (&Slot, &String)| {
+            let answer = slot.publish(content.as_bytes());
+            answer
+                .inspect_err(|error| crate::error!("Failed to write exit file {}: {error}", slot.path().display()))
+                .ok()
+        };
+        full.chain(bare).filter_map(complain).collect()
+    }
 }
 
-const NEW: OFlag =
-    OFlag::O_WRONLY.union(OFlag::O_CREAT).union(OFlag::O_EXCL).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
+/// A place for one exit file: made under a temporary name in its directory, then renamed.
+///
+/// Everything is relative to the directory's descriptor, and no symlink is followed. Mode 0644 under our umask.
+#[derive(Debug)]
+pub struct Slot {
+    dir: PathBuf,
+    name: OsString,
+    /// An empty file that waits for its content.
+    prepared: Option<OsString>,
+}
 
-/// A new file `name.XXXXXX`, with a name that nobody has.
-fn temporary(dir: &OwnedFd, name: &OsStr) -> io::Result<(File, OsString)> {
-    let mut seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
-    for _ in 0..100 {
-        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) ^ std::process::id();
-        let mut candidate = name.to_os_string();
-        candidate.push(OsStr::from_bytes(format!(".{:06x}", seed >> 8).as_bytes()));
-        match openat(dir, &*candidate, NEW, Mode::from_bits_truncate(0o644)) {
-            Ok(fd) => return Ok((fd.into(), candidate)),
-            Err(nix::Error::EEXIST) => {}
-            Err(error) => return Err(error.into()),
+impl Slot {
+    pub fn new(dir: &Path, name: &OsStr) -> Slot {
+        Slot { dir: dir.to_path_buf(), name: name.to_os_string(), prepared: None }
+    }
+
+    /// Makes the temporary file beforehand, while nobody waits: a new inode is the dearest part of publishing.
+    /// If that fails, publishing will try again and say why.
+    pub fn prepare(&mut self) {
+        self.prepared = self.open_dir().and_then(|dir| self.temporary(&dir)).ok().map(|(_, name)| name);
+    }
+
+    /// Publishes `content` at once.
+    pub fn publish(&self, content: &[u8]) -> io::Result<Published> {
+        let dir = self.open_dir()?;
+        let (mut file, temporary) = match self.reopen(&dir) {
+            Some(prepared) => prepared,
+            None => self.temporary(&dir)?,
+        };
+        match file.write_all(content).and_then(|()| Ok(renameat(&dir, &*temporary, &dir, &*self.name)?)) {
+            Ok(()) => Ok(Published { file, dir }),
+            Err(error) => {
+                let _ = unlinkat(&dir, &*temporary, UnlinkatFlags::NoRemoveDir);
+                Err(error)
+            }
         }
     }
-    Err(io::ErrorKind::AlreadyExists.into())
+
+    /// Removes what was prepared for nothing.
+    pub fn abandon(&self) {
+        if let (Some(temporary), Ok(dir)) = (&self.prepared, self.open_dir()) {
+            let _ = unlinkat(&dir, &**temporary, UnlinkatFlags::NoRemoveDir);
+        }
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.join(&self.name)
+    }
+
+    fn open_dir(&self) -> io::Result<OwnedFd> {
+        Ok(open(&self.dir, OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+    }
+
+    fn reopen(&self, dir: &OwnedFd) -> Option<(File, OsString)> {
+        let name = self.prepared.clone()?;
+        let fd = openat(dir, &*name, OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty()).ok()?;
+        Some((fd.into(), name))
+    }
+
+    /// A new file `name.XXXXXX`, with a name that nobody has.
+    fn temporary(&self, dir: &OwnedFd) -> io::Result<(File, OsString)> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let mut seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+        for _ in 0..100 {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) ^ std::process::id();
+            let mut candidate = self.name.clone();
+            candidate.push(format!(".{:06x}", seed >> 8));
+            match openat(dir, &*candidate, flags, Mode::from_bits_truncate(0o644)) {
+                Ok(fd) => return Ok((fd.into(), candidate)),
+                Err(nix::Error::EEXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
 }
 
 #[cfg(test)]
@@ -321,19 +369,35 @@ mod tests {
         assert_eq!(value["stdout"]["lost"], 1);
     }
 
+    fn entries(dir: &Path) -> usize {
+        std::fs::read_dir(dir).unwrap().count()
+    }
+
     #[test]
     fn publishing_replaces_and_leaves_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         for text in ["1", "23"] {
-            publish(dir.path(), OsStr::new("exit"), text.as_bytes()).unwrap().sync();
+            let mut slot = Slot::new(dir.path(), OsStr::new("exit"));
+            slot.prepare();
+            slot.publish(text.as_bytes()).unwrap().sync();
+            slot.publish(text.as_bytes()).unwrap().sync();
         }
         assert_eq!(std::fs::read_to_string(dir.path().join("exit")).unwrap(), "23");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        prepare(dir.path(), OsStr::new("record")).unwrap();
-        publish_prepared(dir.path(), OsStr::new("record"), b"{}").unwrap();
-        publish_prepared(dir.path(), OsStr::new("record"), b"[]").unwrap();
-        assert_eq!(std::fs::read_to_string(dir.path().join("record")).unwrap(), "[]");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
-        assert!(publish(&dir.path().join("missing"), OsStr::new("exit"), b"1").is_err());
+        assert_eq!(entries(dir.path()), 1);
+    }
+
+    #[test]
+    fn what_was_prepared_can_be_abandoned_or_be_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut slot = Slot::new(dir.path(), OsStr::new("exit"));
+        slot.prepare();
+        assert_eq!(entries(dir.path()), 1);
+        slot.abandon();
+        assert_eq!(entries(dir.path()), 0);
+        slot.publish(b"0").unwrap();
+        assert_eq!(entries(dir.path()), 1);
+        let mut missing = Slot::new(&dir.path().join("missing"), OsStr::new("exit"));
+        missing.prepare();
+        assert!(missing.publish(b"0").is_err());
     }
 }

@@ -1,17 +1,16 @@
 //! The closing sequence, whose order is part of the contract: drain, log, record, report, clients, exit command.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use crate::attach::{self, Client};
-use crate::exit::{self, End, Published, Record};
+use crate::exit::{End, Published, Record};
 use crate::monitor::Monitor;
 use crate::oom;
 use crate::options::{Mode, Options};
-use crate::parent::{Key, report};
 use crate::session::Phase;
 use crate::stdio::Turn;
 use crate::stream::Stream;
@@ -28,7 +27,7 @@ pub fn finish(mut monitor: Monitor<'_>, inherited: &[RawFd]) -> u8 {
     let end = monitor.session.end.unwrap_or(End::Unknown);
     drain(&mut monitor);
     monitor.log.finish();
-    close_inherited(inherited, monitor.sync.number());
+    close_inherited(inherited, monitor.reports.sync_number());
     let published = record(&monitor, end);
     final_report(&mut monitor, end);
     let behind = leave_clients(&mut monitor);
@@ -41,12 +40,10 @@ pub fn finish(mut monitor: Monitor<'_>, inherited: &[RawFd]) -> u8 {
 
 /// The container could not be started: say why, leave no exit files.
 fn give_up(mut monitor: Monitor<'_>) -> u8 {
-    let key = match (monitor.options.api_version, &monitor.options.mode) {
-        (1.., _) => Key::Data,
-        (0, Mode::Exec { .. }) => Key::ExitCode,
-        (0, _) => Key::Pid,
-    };
-    monitor.sync.send(&report(key, -1, &monitor.failure));
+    if !monitor.failure.is_empty() || monitor.options.passthrough() {
+        monitor.reports.failed(&monitor.failure);
+    }
+    monitor.exit_files.abandon();
     close_link(&monitor);
     run_exit_command(&monitor, 1)
 }
@@ -90,8 +87,7 @@ fn leave_clients(monitor: &mut Monitor<'_>) -> Vec<Client> {
     attach.take_behind()
 }
 
-/// `exit.json`, then conmon's exit files in the order that its callers count on. A directory that is missing costs
-/// only its own file.
+/// Writes down how it ended: the OOM marks, then the exit files.
 fn record(monitor: &Monitor<'_>, end: End) -> Vec<Published> {
     let options = monitor.options;
     let process = monitor.session.process.as_ref();
@@ -111,24 +107,7 @@ fn record(monitor: &Monitor<'_>, end: End) -> Vec<Published> {
         let dirs: Vec<&Path> = [persist, bundle].into_iter().flatten().collect();
         oom::mark(&dirs);
     }
-    let json = record.json();
-    let status = end.status().to_string();
-    let files = [
-        bundle.map(|dir| {
-            (dir, OsStr::new(exit::RECORD), exit::publish_prepared(dir, exit::RECORD.as_ref(), json.as_bytes()))
-        }),
-        persist.map(|dir| (dir, OsStr::new("exit"), exit::publish(dir, "exit".as_ref(), status.as_bytes()))),
-        options
-            .exit_dir
-            .as_deref()
-            .map(|dir| (dir, &*options.cid, exit::publish(dir, &options.cid, status.as_bytes()))),
-    ];
-    let complain = |(dir, name, answer): (&Path, &OsStr, io::Result<Published>)| {
-        answer
-            .inspect_err(|error| crate::error!("Failed to write exit file {}: {error}", dir.join(name).display()))
-            .ok()
-    };
-    files.into_iter().flatten().filter_map(complain).collect()
+    monitor.exit_files.publish(&record)
 }
 
 const fn mode_name(mode: &Mode) -> &'static str {
@@ -139,13 +118,10 @@ const fn mode_name(mode: &Mode) -> &'static str {
     }
 }
 
-/// An exec reports how it ended; the text of a timeout is part of the contract.
+/// The text of a timeout is part of the contract.
 fn final_report(monitor: &mut Monitor<'_>, end: End) {
-    if matches!(monitor.options.mode, Mode::Exec { .. }) {
-        let key = if monitor.options.api_version >= 1 { Key::Data } else { Key::ExitCode };
-        let message: &[u8] = if end == End::TimedOut { b"command timed out" } else { b"" };
-        monitor.sync.send(&report(key, end.status(), message));
-    }
+    let message: &[u8] = if end == End::TimedOut { b"command timed out" } else { b"" };
+    monitor.reports.ended(end.status(), message);
 }
 
 /// Leaves clients that are behind to a process of their own, which has nothing but them and the log.

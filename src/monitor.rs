@@ -18,14 +18,14 @@ use nix::unistd::read;
 
 use crate::attach::{Attach, Received};
 use crate::console::{self, Received as FromConsole};
-use crate::control::{Command, Drained, Fifo};
-use crate::exit::{self, End};
+use crate::control::{Command, Drained, Fifo, Kind};
+use crate::exit::{End, ExitFiles};
 use crate::kill;
 use crate::log::Log;
 use crate::notify::Relay;
 use crate::oom::{OomWatch, Verdict, Wake};
 use crate::options::{Mode, Options};
-use crate::parent::{Key, Pipe, report, set_nonblocking};
+use crate::parent::{Reports, set_nonblocking};
 use crate::runtime;
 use crate::session::{Phase, Session};
 use crate::source::Source;
@@ -46,11 +46,12 @@ pub struct Monitor<'a> {
     pub notify: Option<Relay>,
     pub oom: Option<OomWatch>,
     pub verdict: Verdict,
-    pub sync: Pipe,
+    pub reports: Reports,
     /// The start pipe of an exec that waits for its second message.
     pub start: Option<OwnedFd>,
     /// What the runtime gets as stdio and what it is started with.
     pub launch: Launch,
+    pub exit_files: ExitFiles,
     /// Why the session failed, for the report.
     pub failure: Vec<u8>,
     pub poll: Poll,
@@ -76,11 +77,8 @@ pub struct Launch {
 #[derive(Debug)]
 pub struct Parts {
     pub log: Log,
-    pub attach: Option<Attach>,
-    pub ctl: Option<Fifo>,
-    pub winsz: Option<Fifo>,
     pub notify: Option<Relay>,
-    pub sync: Pipe,
+    pub reports: Reports,
     pub start: Option<OwnedFd>,
     pub signals: SignalFd,
 }
@@ -110,15 +108,16 @@ impl<'a> Monitor<'a> {
             options,
             session,
             log: parts.log,
-            attach: parts.attach,
-            ctl: parts.ctl,
-            winsz: parts.winsz,
+            attach: None,
+            ctl: None,
+            winsz: None,
             notify: parts.notify,
             oom: None,
             verdict: Verdict::Unknown,
-            sync: parts.sync,
+            reports: parts.reports,
             start: parts.start,
             launch,
+            exit_files: ExitFiles::new(options),
             failure: Vec::new(),
             poll: Poll::new()?,
             signals: parts.signals,
@@ -139,15 +138,6 @@ impl<'a> Monitor<'a> {
         }
         if let Some(console) = &self.session.console {
             self.watch(console, Source::Console, Interest::READABLE)?;
-        }
-        if let Some(attach) = &self.attach {
-            self.watch(attach, Source::Listener, Interest::READABLE)?;
-        }
-        if let Some(ctl) = &self.ctl {
-            self.watch(ctl, Source::Ctl, Interest::READABLE)?;
-        }
-        if let Some(winsz) = &self.winsz {
-            self.watch(winsz, Source::Winsz, Interest::READABLE)?;
         }
         if let Some(notify) = &self.notify {
             self.watch(notify, Source::Notify, Interest::READABLE)?;
@@ -241,12 +231,45 @@ impl<'a> Monitor<'a> {
     // ------------------------------------------------------------ beginning
 
     /// Starts the runtime, or waits for the message that says so.
+    ///
+    /// With `--exec-attach` clients come first. Otherwise nobody can come before the pid is reported, and the doors are
+    /// opened while the runtime is at work.
     fn begin(&mut self) {
-        let Some(start) = &self.start else { return self.start_runtime() };
-        if self.watch(start, Source::Start, Interest::READABLE).is_err() {
-            // Not something one can wait for, such as a file: it has said all it will.
-            self.start_runtime();
+        let clients_first = matches!(self.options.mode, Mode::Exec { attach: true, .. });
+        if clients_first {
+            if let Err(reason) = self.open_doors() {
+                self.reports.not_ready(reason.as_bytes());
+                return self.fail(Vec::new());
+            }
+            if self.attach.is_some() {
+                self.reports.ready();
+            }
         }
+        match &self.start {
+            Some(start) if self.watch(start, Source::Start, Interest::READABLE).is_ok() => {}
+            // No pipe, or not something one can wait for, such as a file: it has said all it will.
+            _ => self.start_runtime(),
+        }
+        if !clients_first && let Err(reason) = self.open_doors() {
+            self.session.signal(libc::SIGKILL);
+            self.fail(reason.into_bytes());
+        }
+    }
+
+    /// Makes what the outside reaches us by: the attach socket and the FIFOs.
+    fn open_doors(&mut self) -> Result<(), String> {
+        let Some(bundle) = self.options.bundle.as_deref().filter(|_| !self.options.passthrough()) else {
+            return Ok(());
+        };
+        let attach = Attach::create(self.options, bundle)?;
+        let ctl = Fifo::create(bundle, "ctl", Kind::Ctl).map_err(|error| error.to_string())?;
+        let winsz = Fifo::create(bundle, "winsz", Kind::Winsz).map_err(|error| error.to_string())?;
+        self.watch(&attach, Source::Listener, Interest::READABLE)
+            .and_then(|()| self.watch(&ctl, Source::Ctl, Interest::READABLE))
+            .and_then(|()| self.watch(&winsz, Source::Winsz, Interest::READABLE))
+            .map_err(|error| format!("Failed to watch attach socket and FIFOs in {}: {error}", bundle.display()))?;
+        (self.attach, self.ctl, self.winsz) = (Some(attach), Some(ctl), Some(winsz));
+        Ok(())
     }
 
     fn start_message(&mut self) -> Turn {
@@ -325,13 +348,11 @@ impl<'a> Monitor<'a> {
         self.session.adopt(pid);
         self.session.complaint.clear();
         self.watch_oom(pid);
-        if let Some(key) = start_key(self.options) {
-            self.sync.send(&report(key, pid, b""));
-        }
+        self.reports.started(pid);
         if let Some(limit) = self.options.timeout {
             self.timers.set(Timer::Timeout, limit);
         }
-        self.prepare_record();
+        self.exit_files.prepare();
         let pidfd = self.session.process.as_ref().and_then(|process| process.pidfd.as_ref());
         if let Some(pidfd) = pidfd
             && !sys::is_child(pid)
@@ -341,14 +362,6 @@ impl<'a> Monitor<'a> {
         }
         for stream in Stream::ALL {
             self.wake(Source::Output(stream));
-        }
-    }
-
-    fn prepare_record(&self) {
-        if let Some(bundle) = &self.options.bundle
-            && let Err(error) = exit::prepare(bundle, exit::RECORD.as_ref())
-        {
-            crate::debug!("Failed to prepare the exit record in {}: {error}", bundle.display());
         }
     }
 
@@ -744,15 +757,6 @@ impl<'a> Monitor<'a> {
 impl Phase {
     fn is_over(self) -> bool {
         matches!(self, Phase::Ended | Phase::Failed)
-    }
-}
-
-/// The key of the report that says the pid; an exec of API version 0 has none.
-fn start_key(options: &Options) -> Option<Key> {
-    match (options.api_version, &options.mode) {
-        (1.., _) => Some(Key::Data),
-        (0, Mode::Exec { .. }) => None,
-        (0, _) => Some(Key::Pid),
     }
 }
 

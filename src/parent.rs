@@ -12,6 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::write;
 
+use crate::options::{Mode, Options};
 use crate::sys;
 
 /// The key of a report.
@@ -92,15 +93,87 @@ fn escape(c: char, line: &mut String) {
     }
 }
 
+/// What a caller is told, in order.
+#[derive(Debug)]
+pub struct Reports {
+    sync: Pipe,
+    /// Only with `--exec-attach`, until it has been used.
+    attach: Pipe,
+    exec: bool,
+    legacy: bool,
+}
+
+impl Reports {
+    /// Takes over the pipes whose numbers the caller put in the environment. If only the attach pipe is unusable, the
+    /// sync pipe says so.
+    pub fn open(options: &Options, sync: Option<&str>, attach: Option<&str>) -> Result<Reports, String> {
+        let exec = matches!(options.mode, Mode::Exec { .. });
+        let sync = Pipe::open("_OCI_SYNCPIPE", sync)?;
+        let mut reports = Reports { sync, attach: Pipe::default(), exec, legacy: options.api_version == 0 };
+        if matches!(options.mode, Mode::Exec { attach: true, .. }) {
+            let pipe = match attach {
+                Some(_) => Pipe::open("_OCI_ATTACHPIPE", attach),
+                None => Err("--attach specified but _OCI_ATTACHPIPE was not given".into()),
+            };
+            reports.attach = pipe.inspect_err(|reason| reports.failed(reason.as_bytes()))?;
+        }
+        Ok(reports)
+    }
+
+    /// Clients may attach, and resizes may be sent.
+    pub fn ready(&mut self) {
+        // The pipe stays open, as conmon's does: its end means the monitor's end.
+        self.attach.send(&report(Key::Data, 0, b""));
+    }
+
+    /// The process runs; an exec of API version 0 does not say so.
+    pub fn started(&mut self, pid: i32) {
+        if !(self.exec && self.legacy) {
+            self.sync.send(&report(self.key(), pid, b""));
+        }
+    }
+
+    /// It could not be started, and why.
+    pub fn failed(&mut self, message: &[u8]) {
+        self.sync.send(&report(self.key(), -1, message));
+    }
+
+    /// It could not even be prepared: somebody may be waiting on either pipe.
+    pub fn not_ready(&mut self, message: &[u8]) {
+        self.failed(message);
+        self.attach.send(&report(Key::Data, -1, message));
+    }
+
+    /// An exec has ended; a container's end is in its exit files alone.
+    pub fn ended(&mut self, status: i32, message: &[u8]) {
+        if self.exec {
+            self.sync.send(&report(self.key(), status, message));
+        }
+    }
+
+    /// The sync pipe's number, which must survive the closing of inherited descriptors.
+    pub fn sync_number(&self) -> Option<i32> {
+        self.sync.fd.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    fn key(&self) -> Key {
+        match (self.legacy, self.exec) {
+            (false, _) => Key::Data,
+            (true, false) => Key::Pid,
+            (true, true) => Key::ExitCode,
+        }
+    }
+}
+
 /// The writing end of a report pipe.
 #[derive(Debug, Default)]
-pub struct Pipe {
+struct Pipe {
     fd: Option<OwnedFd>,
 }
 
 impl Pipe {
     /// The pipe named by the environment variable's `value`: a decimal descriptor number, leading blanks allowed.
-    pub fn open(name: &str, value: Option<&str>) -> Result<Pipe, String> {
+    fn open(name: &str, value: Option<&str>) -> Result<Pipe, String> {
         let Some(value) = value else { return Ok(Pipe::default()) };
         let fd = adopt(value).map_err(|error| format!("unable to use {name} {value:?}: {error}"))?;
         // Reports are small and rare, but a reader that has filled the pipe may never come back.
@@ -108,22 +181,9 @@ impl Pipe {
         Ok(Pipe { fd: Some(fd) })
     }
 
-    pub fn is_open(&self) -> bool {
-        self.fd.is_some()
-    }
-
-    /// The descriptor's number, which must survive the closing of inherited descriptors.
-    pub fn number(&self) -> Option<i32> {
-        self.fd.as_ref().map(AsRawFd::as_raw_fd)
-    }
-
-    pub fn close(&mut self) {
-        self.fd = None;
-    }
-
     /// Writes one report. A reader that is gone or takes nothing for [`PATIENCE`] costs the report, never the
     /// container.
-    pub fn send(&mut self, line: &[u8]) {
+    fn send(&mut self, line: &[u8]) {
         let Some(fd) = &self.fd else { return };
         if let Err(error) = write_within(fd.as_fd(), line, PATIENCE) {
             if error.raw_os_error() != Some(libc::EPIPE) {
