@@ -199,8 +199,11 @@ impl Attach {
     /// Serves a client that was behind; `Closed` if it is to be disconnected.
     pub fn serve(&mut self, registry: &Registry, id: u32, log: Option<&LogFile>, buffer: &mut [u8]) -> Turn {
         let Some(client) = self.client(id) else { return Turn::Wait };
+        if matches!(client.feed, Feed::Live | Feed::Deaf) {
+            return Turn::Wait;
+        }
         let turn = client.serve(log, buffer);
-        if turn == Turn::Wait && matches!(client.feed, Feed::Live) {
+        if matches!(client.feed, Feed::Live) {
             client.watch(registry, Interest::READABLE);
         }
         turn

@@ -78,7 +78,6 @@ pub fn run(options: &Options, log: Log, environment: Environment) -> Result<u8, 
     }
     match set_up(options, log, &environment, start, oom_score_adj) {
         Ok(mut monitor) => {
-            sys::release_start_memory();
             monitor.run();
             Ok(finish(monitor, &environment.inherited))
         }

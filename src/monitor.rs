@@ -169,7 +169,11 @@ impl<'a> Monitor<'a> {
                     self.mark(source, event.is_read_closed(), event.is_write_closed());
                 }
             }
+            let before = self.session.phase;
             self.turn();
+            if before == Phase::Starting && self.session.phase == Phase::Running {
+                sys::release_memory();
+            }
         }
     }
 
@@ -504,23 +508,23 @@ impl<'a> Monitor<'a> {
         if output == Turn::Again || input == Turn::Again { Turn::Again } else { Turn::Wait }
     }
 
-    /// Passes a client's input on, one packet a turn, while the container takes it.
+    /// Passes a client's input on, a few packets a turn, while the container takes it.
     fn receive(&mut self, id: u32) -> Turn {
-        let Some(client) = self.attach.as_mut().and_then(|attach| attach.client(id)) else { return Turn::Wait };
-        if !client.readable || !self.session.input.ready() {
-            return Turn::Wait;
-        }
-        match client.receive(self.read_buffer.bytes()) {
-            Received::Bytes(count) => {
-                self.give_input(count);
-                Turn::Again
+        for _ in 0..ROUNDS {
+            let Some(client) = self.attach.as_mut().and_then(|attach| attach.client(id)) else { return Turn::Wait };
+            if !client.readable || !self.session.input.ready() {
+                return Turn::Wait;
             }
-            Received::Nothing => Turn::Wait,
-            Received::End => {
-                self.stopped_typing(id);
-                Turn::Wait
+            match client.receive(self.read_buffer.bytes()) {
+                Received::Bytes(count) => self.give_input(count),
+                Received::Nothing => return Turn::Wait,
+                Received::End => {
+                    self.stopped_typing(id);
+                    return Turn::Wait;
+                }
             }
         }
+        Turn::Again
     }
 
     /// A client shut down its sending side or left: the container's stdin ends with the last one who types.
@@ -707,6 +711,7 @@ impl<'a> Monitor<'a> {
             self.timers.set(Timer::Trim, TRIM_AFTER);
             return;
         }
+        sys::release_memory();
         self.read_buffer.release(KEPT);
         self.out_buffer.release(KEPT);
         for output in self.session.outputs.iter_mut().flatten() {

@@ -27,6 +27,9 @@ pub enum Turn {
 /// Bytes read from one source before others get their turn.
 const QUANTUM: usize = 1 << 20;
 
+/// Writes of so many bytes are never torn (pipe(7)).
+const PIPE_BUF: usize = 4096;
+
 /// Bytes within one quantum that make a pipe grow: only containers that really produce output pay for it.
 const GROW_AT: usize = 256 * 1024;
 
@@ -86,8 +89,9 @@ impl Output {
                     self.held.extend_from_slice(&buffer[..filled]);
                     return Turn::Again;
                 }
-            } else if !self.tty && !self.hung_up && buffer[filled - 1] == b'\n' {
-                // A short read has emptied the pipe, and whatever is written next is a new event (epoll(7)).
+            } else if !self.tty && !self.hung_up && (buffer[filled - 1] == b'\n' || taken < PIPE_BUF) {
+                // A short read has emptied the pipe, and whatever is written next is a new event (epoll(7)). So few
+                // bytes were written at once: if their line has no end, the container gave it none.
                 self.pass(&buffer[..filled], &mut each);
                 self.grow(taken);
                 return Turn::Wait;
@@ -256,6 +260,7 @@ mod tests {
         let mut output = Output::new(Stream::Stderr, reader, false, false);
         write(&writer, &[b'x'; 20]).unwrap();
         drop(writer);
+        output.hung_up = true;
         let (turn, chunks) = pump(&mut output, &mut [0; 8]);
         assert_eq!((turn, chunks.concat()), (Turn::Closed, vec![b'x'; 20]));
     }

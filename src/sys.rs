@@ -472,8 +472,8 @@ pub fn fill_stdio() {
     }
 }
 
-/// Gives back what only the start needed: free heap, and the stack below the caller's frame.
-pub fn release_start_memory() {
+/// Gives back what is not needed now: free heap, and the stack below the caller's frame.
+pub fn release_memory() {
     let here = 0u8;
     let below = ((&raw const here as usize) & !(PAGE - 1)) - 2 * PAGE;
     // SAFETY: malloc_trim only returns free memory. The stack that is given up lies two pages below the current frame,
@@ -484,7 +484,7 @@ pub fn release_start_memory() {
     }
 }
 
-/// Bytes of stack that a start may have used, generously.
+/// Bytes of stack that may have been used, generously.
 const STACK_USED: usize = 96 * 1024;
 
 /// A broken pipe is an error of a write from now on, and systemd may stop a scope with SIGPIPE (part of the contract).
