@@ -157,9 +157,11 @@ mod tests {
         }
     }
 
+    type Row<'a> = (&'a [u8], Option<(&'a str, &'a str)>);
+
     #[test]
     fn version_1_paths() {
-        let rows: &[(&[u8], Option<(&str, &str)>)] = &[
+        let rows: &[Row] = &[
             (b"9:name=systemd:/\n4:memory:/a/b:c\n0::/\n", Some(("memory", "a/b:c"))),
             (b"5:cpu,memory,io:/x\n", Some(("cpu,memory,io", "x"))),
             (b"4:memory:/\n", Some(("memory", ""))),
