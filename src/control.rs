@@ -408,6 +408,9 @@ mod tests {
         assert_eq!(read_all(&mut fifo), (vec![Command::Resize { rows: 10, cols: 20 }], Drained::Wait));
         writer(&path).write_all(b" 21\n").unwrap();
         assert_eq!(read_all(&mut fifo), (vec![Command::Resize { rows: 11, cols: 21 }], Drained::Wait));
+        // The last writer's leaving is no event.
+        let mut polled = [nix::poll::PollFd::new(fifo.as_fd(), nix::poll::PollFlags::POLLIN)];
+        assert_eq!(nix::poll::poll(&mut polled, 0u8), Ok(0));
         drop(fifo);
         assert!(fs::metadata(&path).unwrap().file_type().is_fifo());
     }
