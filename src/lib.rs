@@ -9,6 +9,7 @@ pub mod console;
 pub mod control;
 pub mod daemon;
 pub mod diag;
+pub mod error;
 pub mod exit;
 pub mod finish;
 pub mod kill;
