@@ -100,7 +100,8 @@ fn listen_at(path: &Path) -> io::Result<OwnedFd> {
 /// Descriptors that one message carried.
 fn receive(connection: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
     let mut name = [0; 4096];
-    let mut space = nix::cmsg_space!([RawFd; 4]);
+    // Room for all that one message can carry (SCM_MAX_FD): what does not fit would be installed and never closed.
+    let mut space = nix::cmsg_space!([RawFd; 253]);
     let mut parts = [IoSliceMut::new(&mut name)];
     let message = recvmsg::<()>(connection.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
@@ -188,6 +189,12 @@ mod tests {
             send(&runtime, &fds);
             assert!(console.advance().is_err(), "{fds:?}");
         }
+        // More than usual are counted, and so closed, not cut off.
+        let mut console = Console::create(base.path()).unwrap();
+        let runtime = sender(&console);
+        console.advance().unwrap();
+        send(&runtime, &[pty.master.as_raw_fd(); 40]);
+        assert!(console.advance().unwrap_err().to_string().contains("40 descriptors"));
         let mut console = Console::create(base.path()).unwrap();
         drop(sender(&console));
         console.advance().unwrap();

@@ -100,7 +100,8 @@ pub fn window(log: &LogFile, cursor: Cursor, stop: Option<Position>, buffer: &mu
         }
         let want = usize::try_from(end - at.offset).unwrap_or(usize::MAX).min(buffer.len());
         let Ok(offset) = i64::try_from(at.offset) else { return Window::Gone };
-        let skip = if at == cursor.at { cursor.skip } else { 0 };
+        // Still to be done in the next file, if the cursor was at the end of its own: nothing was read there.
+        let skip = cursor.skip;
         return match pread(&file, &mut buffer[..want], offset) {
             Ok(count) if count > 0 => cut(buffer, count, Cursor { at, skip }, piece_max),
             // Cut short behind our back, or unreadable.
@@ -145,5 +146,42 @@ fn add(pieces: &mut Vec<Piece>, stream: Stream, mut start: usize, mut size: usiz
         pieces.push(Piece { stream, start, end: start + len });
         start += len;
         size -= len;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::k8s::K8sFile;
+    use crate::log::stamp::Stamper;
+    use crate::options::LogPolicy;
+
+    #[test]
+    fn a_place_within_a_chunk_survives_the_rotation_that_the_chunk_caused() {
+        let dir = tempfile::tempdir().unwrap();
+        let policy = LogPolicy {
+            size_max: Some(100),
+            global_size_max: None,
+            rotate: true,
+            max_files: 2,
+            allowlist: Vec::new(),
+            sync: false,
+            line_max: 80,
+            utc: true,
+            file_mode: 0o640,
+        };
+        let mut file = LogFile::open(&dir.path().join("log"), &policy, 0).unwrap();
+        file.hold = true;
+        let mut log = K8sFile::new(file, Stamper::new(true), policy.line_max);
+        let mut scratch = [0; 256];
+        log.write(&mut scratch, Stream::Stdout, &[b'x'; 50]).unwrap();
+        // No room: the file is rotated first, but the chunk begins where the old one ends.
+        let at = log.write(&mut scratch, Stream::Stdout, b"done, to do").unwrap();
+        let mut buffer = [0; 256];
+        let Window::Pieces(pieces, next) = window(&log.file, Cursor { at, skip: 6 }, None, &mut buffer, 8) else {
+            panic!("there is something to read")
+        };
+        assert_eq!(pieces, [Piece { stream: Stream::Stdout, start: 0, end: 5 }]);
+        assert_eq!((&buffer[..5], next), (&b"to do"[..], Cursor { at: log.file.end(), skip: 0 }));
     }
 }

@@ -165,8 +165,8 @@ const DAYS_400_YEARS: u64 = 146_097;
 /// 0001-01-01T00:00:00 and 9999-12-31T23:59:59.
 const FIRST_SECOND: i64 = -62_135_596_800;
 const LAST_SECOND: i64 = 253_402_300_799;
-/// What `hh:mm` can hold.
-const MINUTES_MAX: i64 = 99 * 60 + 59;
+/// RFC 3339 knows no offset of a day or more; readers refuse the whole line.
+const MINUTES_MAX: i64 = 23 * 60 + 59;
 
 #[cfg(test)]
 mod tests {
@@ -197,9 +197,9 @@ mod tests {
             (0, 0, -59, "1970-01-01T00:00:00.000000000+00:00"),
             (LAST_SECOND, 999_999_999, 0, "9999-12-31T23:59:59.999999999+00:00"),
             (LAST_SECOND + 1, 0, 0, "9999-12-31T23:59:59.000000000+00:00"),
-            (i64::MAX, 0, i64::MAX, "9999-12-31T23:59:59.000000000+99:59"),
+            (i64::MAX, 0, i64::MAX, "9999-12-31T23:59:59.000000000+23:59"),
             (FIRST_SECOND, 0, 0, "0001-01-01T00:00:00.000000000+00:00"),
-            (i64::MIN, 0, i64::MIN, "0001-01-01T00:00:00.000000000-99:59"),
+            (i64::MIN, 0, i64::MIN, "0001-01-01T00:00:00.000000000-23:59"),
         ];
         for (seconds, nanos, offset, want) in table {
             assert_eq!(text(&cri(Moment { seconds, nanos }, offset)), want, "{seconds} {offset}");
