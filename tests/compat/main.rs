@@ -1,0 +1,18 @@
+//! The same cases against Debian's conmon and against conward, one column each.
+//!
+//! `cargo test --test compat -- [FILTER…] [--list] [--only conmon|conward]`. `CONMON` and `CONWARD` name other programs.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod smoke;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if let Some(code) = support::roles::dispatch() {
+        return code;
+    }
+    let cases: Vec<_> = [smoke::cases()].into_iter().flatten().collect();
+    support::suite::main(&cases)
+}
