@@ -5,7 +5,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod smoke;
+mod attach;
+mod cli;
+mod control;
+mod lifecycle;
+mod runtime;
+mod tty;
 
 use std::process::ExitCode;
 
@@ -13,6 +18,10 @@ fn main() -> ExitCode {
     if let Some(code) = support::roles::dispatch() {
         return code;
     }
-    let cases: Vec<_> = [smoke::cases()].into_iter().flatten().collect();
+    let cases: Vec<_> =
+        [cli::cases(), lifecycle::cases(), runtime::cases(), tty::cases(), attach::cases(), control::cases()]
+            .into_iter()
+            .flatten()
+            .collect();
     support::suite::main(&cases)
 }

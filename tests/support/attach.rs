@@ -83,7 +83,10 @@ impl Client {
                 Some((from, data)) if from == stream => bytes.extend(data),
                 Some(_) => {}
                 None => {
-                    return Err(Fail::Wrong(format!("the attach stream ended after {} of {wanted} bytes", bytes.len())));
+                    return Err(Fail::Wrong(format!(
+                        "the attach stream ended after {} of {wanted} bytes",
+                        bytes.len()
+                    )));
                 }
             }
         }

@@ -11,6 +11,7 @@
 //! | `nopid`, `emptypid` | writes no pidfile, an empty one |
 //! | `noconsole` | does not connect to the console socket |
 //! | `cgroup PATH` | puts the container into a cgroup before its pid is known |
+//! | `wait-after PATH` | goes on when the file exists, after the container was started |
 //! | `linger PATH` | leaves a process behind that holds stderr until the file exists |
 //! | `hang` | never ends |
 //! | `exit N`, `die S` | ends so, after everything else |
@@ -79,6 +80,9 @@ fn runtime(args: &[OsString]) -> Outcome<ExitCode> {
     }
     if !orders.has("nocontainer") {
         start(&request, &orders)?;
+    }
+    for path in orders.all("wait-after") {
+        wait_for(Path::new(path));
     }
     if let Some(path) = orders.all("linger").next() {
         let wait = format!("while [ ! -e '{path}' ]; do sleep 0.05; done");
