@@ -29,7 +29,12 @@ pub fn cases() -> Vec<Case> {
         Case::new("attach/leave-stdin-open", "5.5", "--leave-stdin-open: the next client may write", leave_open),
         Case::new("attach/two-clients", "5.2", "two clients see the same", two_clients),
         Case::new("attach/end-after-log", "3.9", "at EOF the log is complete and the socket file gone", end_after_log),
-        Case::new("attach/removed-at-end", "3.9", "attach and the symlink go, ctl and winsz stay", removed),
+        Case::new("attach/removed-at-end", "3.9", "attach goes, ctl and winsz stay", removed),
+        Case::new("attach/symlink-removed", "3.9", "the symlink goes at the end", |monitor| {
+            let (live, _) = Scene::create(monitor)?.run()?;
+            check(fs::symlink_metadata(live.dir.join("s").join(CID)).is_err(), "the symlink must be gone")
+        })
+        .since("2.2"),
         Case::new("attach/drained", "3.9", "700 000 bytes and an immediate end: the client gets all", drained),
         Case::new("attach/slow-client", "5.6", "a client that reads late gets every byte", slow_client),
         Case::new("attach/stalled-client", "11 B1", "a client that never reads stops neither log nor exit", stalled)
@@ -245,7 +250,6 @@ fn removed(monitor: &Monitor) -> Outcome {
     let mut scene = Scene::create(monitor)?;
     let (live, _) = scene.run()?;
     check(!live.dir.join("b/attach").exists(), "attach must be gone")?;
-    check(fs::symlink_metadata(live.dir.join("s").join(CID)).is_err(), "the symlink must be gone")?;
     check(live.dir.join("b/ctl").exists() && live.dir.join("b/winsz").exists(), "ctl and winsz stay")
 }
 
@@ -328,6 +332,8 @@ fn first_leaver(monitor: &Monitor) -> Outcome {
     first.send(b"one\n")?;
     second.expect("<one>")?;
     drop(first);
+    // Time to notice that it left; nothing outside shows it.
+    std::thread::sleep(Duration::from_millis(200));
     second.send(b"two\n")?;
     second.expect("<two>")?;
     second.half_close()?;

@@ -51,7 +51,8 @@ pub fn cases() -> Vec<Case> {
         Case::new("life/exit-command-after-failure", "3.13", "runs also when the runtime failed", exit_command_failure),
         Case::new("life/exit-command-status", "3.13", "its status does not change ours", exit_command_status),
         Case::new("life/exit-delay", "3.13", "--exit-delay: sync pipe closed before, command after", exit_delay),
-        Case::new("life/exit-command-oom-score", "3.13", "runs with the caller's oom_score_adj", exit_command_score),
+        Case::new("life/exit-command-oom-score", "3.13", "runs with the caller's oom_score_adj", exit_command_score)
+            .since("2.2"),
         Case::new("life/exit-command-clean-mask", "3.13", "no blocked signals", exit_command_mask).defect("3.13"),
         Case::new("life/timeout-create", "3.11", "-T: killed, exit file -1, status 255", timeout_create),
         Case::new("life/timeout-not-reached", "3.11", "-T with a container that ends before", timeout_not_reached),

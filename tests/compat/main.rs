@@ -8,7 +8,12 @@ mod support;
 mod attach;
 mod cli;
 mod control;
+mod exec;
+mod journald;
 mod lifecycle;
+mod log;
+mod notify;
+mod oomgroup;
 mod runtime;
 mod tty;
 
@@ -18,10 +23,20 @@ fn main() -> ExitCode {
     if let Some(code) = support::roles::dispatch() {
         return code;
     }
-    let cases: Vec<_> =
-        [cli::cases(), lifecycle::cases(), runtime::cases(), tty::cases(), attach::cases(), control::cases()]
-            .into_iter()
-            .flatten()
-            .collect();
+    let cases: Vec<_> = [
+        cli::cases(),
+        lifecycle::cases(),
+        runtime::cases(),
+        tty::cases(),
+        attach::cases(),
+        control::cases(),
+        log::cases(),
+        journald::cases(),
+        notify::cases(),
+        exec::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     support::suite::main(&cases)
 }

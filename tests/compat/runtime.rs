@@ -17,10 +17,12 @@ pub fn cases() -> Vec<Case> {
         Case::new("runtime/bundle-defaults-to-cwd", "1.2", "no -b: the working directory", bundle_default),
         Case::new("runtime/cwd-env", "3.5", "working directory and environment", surroundings),
         Case::new("runtime/umask", "3.1", "umask 022 whatever the caller's is", umask).since("2.2"),
-        Case::new("runtime/oom-score", "3.5", "the caller's oom_score_adj for runtime and container", oom_score),
+        Case::new("runtime/oom-score", "3.5", "the caller's oom_score_adj for runtime and container", oom_score)
+            .since("2.2"),
         Case::new("runtime/oom-score-daemon", "3.1", "-1000 for the daemon", oom_score_daemon),
         Case::new("runtime/signal-mask", "3.5", "nothing blocked", signal_mask),
-        Case::new("runtime/pipes-0777", "3.3", "stdout and stderr are pipes of mode 0777", |m| pipe_modes(m, 1)),
+        Case::new("runtime/pipes-0777", "3.3", "stdout and stderr are pipes of mode 0777", |m| pipe_modes(m, 1))
+            .since("2.2"),
         Case::new("runtime/stdin-0777", "3.3", "so is stdin", |m| pipe_modes(m, 0)).since("2.2"),
         Case::new("runtime/reopen-stdout", "3.3", "a container may open /dev/stdout", reopen_stdout),
         Case::new("runtime/inherited-fds", "2.2", "descriptors reach the runtime under their numbers", inherited),

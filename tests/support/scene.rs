@@ -150,7 +150,8 @@ impl Scene {
     pub fn bundle(&mut self, dir: impl Into<PathBuf>) -> Outcome<&mut Scene> {
         let dir = dir.into();
         fs::create_dir_all(&dir)?;
-        fs::copy(self.stage.join("script"), dir.join("script"))?;
+        fs::rename(self.stage.join("script"), dir.join("script"))?;
+        fs::rename(self.stage.join("go"), dir.join("go"))?;
         self.set("-b", &dir);
         self.stage = dir;
         Ok(self)
