@@ -1,0 +1,102 @@
+//! Processes: a case owns all of its descendants and leaves none behind.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::{Fail, Outcome, wait};
+
+/// Makes this process the parent of every descendant that loses its own.
+pub fn adopt_orphans() -> Outcome {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// Ends and reaps all descendants, by pid: children first, then those that become ours by that.
+pub fn end_descendants() {
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        let children = children_of(Pid::this());
+        if children.is_empty() {
+            return;
+        }
+        for child in children {
+            // It may have ended by itself; then there is only something to reap.
+            let _ = kill(child, Signal::SIGKILL);
+            let _ = waitpid(child, Some(WaitPidFlag::WNOHANG));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The children of all threads of a process.
+pub fn children_of(pid: Pid) -> Vec<Pid> {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let lists = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<i32>>())
+        .map(Pid::from_raw)
+        .collect()
+}
+
+/// Whether a process exists and is not a zombie.
+pub fn alive(pid: Pid) -> bool {
+    !matches!(state(pid), None | Some('Z' | 'X'))
+}
+
+/// The state letter of a process.
+pub fn state(pid: Pid) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// One field of `/proc/<pid>/status`, trimmed.
+pub fn status_field(pid: Pid, name: &str) -> Outcome<String> {
+    let path = format!("/proc/{pid}/status");
+    let text = std::fs::read_to_string(&path)?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.map(|rest| rest.trim().to_owned()).ok_or_else(|| Fail::Wrong(format!("{path} has no {name}")))
+}
+
+/// User and system time of a process so far, in clock ticks.
+pub fn cpu_ticks(pid: Pid) -> Outcome<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    Ok(rest.split(' ').skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum())
+}
+
+/// The descriptors of a process: number and what it points to.
+pub fn descriptors(pid: Pid) -> Outcome<Vec<(i32, String)>> {
+    let mut list = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+        let number = entry.file_name().to_string_lossy().parse().map_err(|_| "odd name in /proc/<pid>/fd")?;
+        if let Ok(target) = std::fs::read_link(entry.path()) {
+            list.push((number, target.to_string_lossy().into_owned()));
+        }
+    }
+    list.sort_unstable();
+    Ok(list)
+}
+
+/// Waits for a child's end: `N` for exit N, `128 + S` for signal S.
+pub fn ended(what: &str, pid: Pid, limit: Duration) -> Outcome<i32> {
+    wait::until(&format!("the end of {what} (pid {pid})"), limit, || match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::Exited(_, code)) => Ok(Some(code)),
+        Ok(WaitStatus::Signaled(_, signal, _)) => Ok(Some(128 + signal as i32)),
+        Ok(_) | Err(Errno::EINTR) => Ok(None),
+        Err(error) => Err(Fail::Wrong(format!("cannot wait for {what} (pid {pid}): {error}"))),
+    })
+}
+
+/// A pid as written in a file, raw: no newline is allowed.
+pub fn pid_in(path: &Path) -> Outcome<Pid> {
+    let bytes = wait::for_file(path)?;
+    let text = String::from_utf8_lossy(&bytes);
+    match text.parse() {
+        Ok(number) => Ok(Pid::from_raw(number)),
+        Err(_) => Err(Fail::Wrong(format!("{}: expected a bare number, saw {text:?}", path.display()))),
+    }
+}
