@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, open, renameat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
@@ -25,7 +25,7 @@ use nix::sys::socket::{
     shutdown, socket,
 };
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::geteuid;
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use crate::log::Recorded;
 use crate::log::file::{LogFile, Position};
@@ -67,8 +67,6 @@ pub struct Client {
     sending: bool,
     /// It has closed its end, or we did.
     pub left: bool,
-    /// It has sent input before.
-    pub typed: bool,
     /// Since when it has taken nothing.
     stalled: Option<Instant>,
 }
@@ -140,16 +138,7 @@ impl Attach {
         let id = self.next;
         self.next = self.next.wrapping_add(1);
         registry.register(&mut SourceFd(&socket.as_raw_fd()), Source::Client(id).token(), Interest::READABLE)?;
-        let client = Client {
-            id,
-            socket,
-            feed: Feed::Live,
-            readable: true,
-            sending: true,
-            left: false,
-            typed: false,
-            stalled: None,
-        };
+        let client = Client { id, socket, feed: Feed::Live, readable: true, sending: true, left: false, stalled: None };
         self.clients.push(client);
         Ok(())
     }
@@ -172,9 +161,9 @@ impl Attach {
         self.clients.iter().filter(|client| client.readable && client.sending).map(|client| client.id)
     }
 
-    /// True if somebody else than `id` is still typing.
+    /// True if somebody else than `id` may still type.
     pub fn others_type(&self, id: u32) -> bool {
-        self.clients.iter().any(|client| client.id != id && client.sending && client.typed)
+        self.clients.iter().any(|client| client.id != id && client.sending)
     }
 
     /// Passes a chunk on to everybody who is live, after the log had it.
@@ -250,10 +239,7 @@ impl Client {
         for _ in 0..2 {
             match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => break,
-                Ok(count) => {
-                    self.typed = true;
-                    return Received::Bytes(count);
-                }
+                Ok(count) => return Received::Bytes(count),
                 Err(Errno::EAGAIN) => {
                     self.readable = false;
                     return Received::Nothing;
@@ -496,19 +482,21 @@ fn link_bundle(options: &Options, bundle: &Path) -> Result<PathBuf, String> {
     Ok(link)
 }
 
-/// A listening socket `dir/attach`, mode 0700; through the directory's descriptor, since the path may be longer than
+/// A listening socket `dir/attach`, mode 0700, that is there only once it listens: nobody who sees it is refused. Through the directory's descriptor, since the path may be longer than
 /// a socket address.
 fn bind_at(dir: &Path) -> io::Result<OwnedFd> {
-    let _ = fs::remove_file(dir.join("attach"));
     let dir = open(dir, OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-    let address = UnixAddr::new(format!("/proc/self/fd/{}/attach", dir.as_raw_fd()).as_str())?;
+    let temporary = format!(".attach.{}", std::process::id());
+    let _ = unlinkat(&dir, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+    let address = UnixAddr::new(format!("/proc/self/fd/{}/{temporary}", dir.as_raw_fd()).as_str())?;
     let before = umask(Mode::from_bits_truncate(0o077));
     let bound = bind(listener.as_raw_fd(), &address);
     umask(before);
     bound?;
     listen(&listener, Backlog::new(BACKLOG)?)?;
+    renameat(&dir, temporary.as_str(), &dir, "attach")?;
     Ok(listener)
 }
 

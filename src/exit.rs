@@ -173,7 +173,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
         year += 1;
     }
     let mut day = days - days_before(year);
-    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let leap = days_before(year + 1) - days_before(year) == 366;
     let mut month = 1;
     for length in [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
         if day < length {

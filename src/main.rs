@@ -35,7 +35,7 @@ fn run(options: &Options, warnings: &[String], environment: Environment) -> c_in
     diag::init(options.log_level, options.syslog, &ident(options));
     let log = match Log::open(options) {
         Ok(log) => log,
-        Err(error) => return complain(&format!("[conmon:e]: Failed to open log file {error}")),
+        Err(error) => return complain(&format!("[conmon:e]: Failed to open log file {}", options::strerror(&error))),
     };
     if let Err(refusal) = options.check_log() {
         return complain(&refusal.line());

@@ -315,11 +315,6 @@ impl<'a> Monitor<'a> {
         if self.session.phase.is_over() {
             return;
         }
-        if let Some(stderr) = &self.session.outputs[Stream::Stderr.index()]
-            && !matches!(status, Status::Exited(0))
-        {
-            self.session.complaint.collect(stderr.as_fd());
-        }
         match self.started_pid(status) {
             Ok(pid) => self.started(pid),
             Err(reason) => self.fail_with_complaint(&reason),
@@ -371,9 +366,7 @@ impl<'a> Monitor<'a> {
 
     /// What the runtime said is the best reason; our own is for when it said nothing.
     fn fail_with_complaint(&mut self, reason: &str) {
-        if let Some(stderr) = &self.session.outputs[Stream::Stderr.index()] {
-            self.session.complaint.collect(stderr.as_fd());
-        }
+        self.session.collect_complaint();
         let complaint = self.session.complaint.bytes();
         let message = match (self.options.passthrough(), complaint.is_empty(), self.session.terminal.is_none()) {
             (true, ..) => Vec::new(),
@@ -395,7 +388,7 @@ impl<'a> Monitor<'a> {
     // ------------------------------------------------------------ output and input
 
     fn pump(&mut self, stream: Stream) -> Turn {
-        if !self.session.may_read(stream.index()) || self.held_up(stream) {
+        if !self.session.may_pass(stream.index()) || self.held_up(stream) {
             return Turn::Wait;
         }
         let starting = self.session.phase == Phase::Starting;

@@ -10,6 +10,7 @@ use crate::console::Console;
 use crate::exit::{End, Total};
 use crate::runtime::Complaint;
 use crate::stdio::{Input, Output};
+use crate::stream::Stream;
 use crate::sys::{self, Status};
 
 /// Where a session is in its life.
@@ -52,7 +53,7 @@ pub struct Session {
     early: Vec<(i32, Status)>,
     pub process: Option<Process>,
     pub complaint: Complaint,
-    /// The pipes filled up before the runtime ended: what comes is output already.
+    /// There was too much to read ahead before the runtime ended: what comes is output already.
     pub spilling: bool,
     pub end: Option<End>,
     pub finished: SystemTime,
@@ -62,9 +63,6 @@ pub struct Session {
 
 /// Early children remembered; a runtime has a handful of helpers.
 const EARLY_MAX: usize = 1024;
-
-/// Bytes in a pipe from which it may be full: each of its 16 pages can be half empty (pipe(7)).
-const SPILL: usize = 16 * 2048;
 
 impl Session {
     pub fn new(input: Input, outputs: [Option<Output>; 2]) -> Session {
@@ -86,15 +84,22 @@ impl Session {
         }
     }
 
-    /// Whether output may be read now. Before the runtime has ended it stays in the pipe, because it may be the
-    /// runtime's complaint, which belongs in the report and not in the log; unless the pipe fills up, since a writer
-    /// must never wait for us.
-    pub fn may_read(&mut self, index: usize) -> bool {
+    /// Whether output may be passed on now. Before the runtime has ended it is read ahead, because it may be the
+    /// runtime's complaint, which belongs in the report and not in the log; unless it is too much for that.
+    pub fn may_pass(&mut self, index: usize) -> bool {
         if matches!(self.phase, Phase::Held | Phase::Starting) && !self.spilling {
-            self.spilling = self.outputs[index].as_ref().is_some_and(|output| output.waiting() >= SPILL);
+            self.spilling = self.outputs[index].as_mut().is_some_and(Output::read_ahead);
             return self.spilling;
         }
         true
+    }
+
+    /// Collects the end of what the runtime said on stderr.
+    pub fn collect_complaint(&mut self) {
+        if let Some(stderr) = &self.outputs[Stream::Stderr.index()] {
+            self.complaint.add(stderr.ahead());
+            self.complaint.collect(stderr.as_fd());
+        }
     }
 
     /// Takes note of a child that ended; true if it was the runtime.

@@ -33,6 +33,9 @@ const PIPE_BUF: usize = 4096;
 /// Bytes within one quantum that make a pipe grow: only containers that really produce output pay for it.
 const GROW_AT: usize = 256 * 1024;
 
+/// Bytes read ahead of a start, about.
+const AHEAD_MAX: usize = 32 * 1024;
+
 /// The size of a grown pipe, the most that an unprivileged process may ask for by default (pipe(7)).
 const PIPE_MAX: i32 = 1 << 20;
 
@@ -44,7 +47,7 @@ pub struct Output {
     tty: bool,
     /// The writers are gone: what can be read is the rest.
     pub hung_up: bool,
-    /// The beginning of a line that waits for its rest; not empty only between two quanta.
+    /// What was read and not passed on yet: the beginning of a line between two quanta, or what was read ahead.
     held: Vec<u8>,
     grown: bool,
     /// Bytes read so far: the absolute offset of the next byte.
@@ -102,6 +105,26 @@ impl Output {
                 return Turn::Again;
             }
         }
+    }
+
+    /// Reads ahead without passing anything on, so that the writer never waits for us. True if that has become so much
+    /// that it must be passed on.
+    pub fn read_ahead(&mut self) -> bool {
+        while self.held.len() < AHEAD_MAX {
+            let filled = self.held.len();
+            self.held.resize(filled + AHEAD_MAX, 0);
+            let answer = read(&self.fd, &mut self.held[filled..]);
+            self.held.truncate(filled + answer.unwrap_or(0));
+            if !matches!(answer, Ok(1..) | Err(Errno::EINTR)) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What was read ahead.
+    pub fn ahead(&self) -> &[u8] {
+        &self.held
     }
 
     fn pass(&mut self, chunk: &[u8], each: &mut impl FnMut(Stream, &[u8]) -> bool) -> bool {
@@ -263,6 +286,20 @@ mod tests {
         output.hung_up = true;
         let (turn, chunks) = pump(&mut output, &mut [0; 8]);
         assert_eq!((turn, chunks.concat()), (Turn::Closed, vec![b'x'; 20]));
+    }
+
+    #[test]
+    fn what_is_read_ahead_is_passed_on_first() {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+        let mut output = Output::new(Stream::Stderr, reader, false, false);
+        write(&writer, b"early ").unwrap();
+        assert!(!output.read_ahead());
+        assert_eq!(output.ahead(), b"early ");
+        write(&writer, b"and late\n").unwrap();
+        assert_eq!(pump(&mut output, &mut [0; 64]), (Turn::Wait, vec![b"early and late\n".to_vec()]));
+        while write(&writer, &[b'x'; 4096]).is_ok() {}
+        assert!(output.read_ahead());
+        assert!(output.ahead().len() <= 2 * AHEAD_MAX);
     }
 
     #[test]

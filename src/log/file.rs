@@ -130,9 +130,11 @@ impl LogFile {
         self.lost
     }
 
-    /// True if `more` bytes must go to a new file first.
-    pub fn is_full(&self, more: usize) -> bool {
-        self.policy.size_max.is_some_and(|max| self.size > 0 && self.size + more as u64 > max)
+    /// True if `more` bytes behind `ahead` ones that are not written yet must go to a new file. What is larger than the
+    /// cap by itself gets a file of its own.
+    pub fn is_full(&self, ahead: usize, more: usize) -> bool {
+        let before = self.size + ahead as u64;
+        self.policy.size_max.is_some_and(|max| before > 0 && before + more as u64 > max)
     }
 
     /// True if the global cap is reached with `ahead` bytes that are not written yet.
@@ -255,18 +257,17 @@ impl LogFile {
             return;
         }
         let done = if self.policy.rotate { self.rotate() } else { self.replace() };
-        self.settle(done, "rotate");
+        self.settle(&done, "rotate");
     }
 
     /// Obeys a request to reopen or rotate. A watcher of the path sees it created or moved to, whatever was there.
     pub fn reopen(&mut self) -> io::Result<()> {
         let done = if self.policy.rotate { self.rotate() } else { self.reopen_path() };
-        let answer = done.as_ref().map(|()| ()).map_err(|error| io::Error::new(error.kind(), error.to_string()));
-        self.settle(done, "reopen");
-        answer
+        self.settle(&done, "reopen");
+        done
     }
 
-    fn settle(&mut self, done: io::Result<()>, what: &str) {
+    fn settle(&mut self, done: &io::Result<()>, what: &str) {
         self.retry_at = None;
         if let Err(error) = done {
             self.retry_at = Some(Instant::now() + RETRY);

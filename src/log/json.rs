@@ -156,7 +156,7 @@ impl JsonFile {
                 continue;
             }
             encode(&mut self.records, line, stream, &stamp);
-            if self.file.is_full(self.records.len()) || self.records.len() > BATCH {
+            if self.file.is_full(before, self.records.len() - before) || self.records.len() > BATCH {
                 self.flush(stream, before);
             }
         }
@@ -170,7 +170,7 @@ impl JsonFile {
             self.file.append(stream, &self.records[..count], &mut self.format);
             self.records.drain(..count);
         }
-        if !self.records.is_empty() && self.file.is_full(self.records.len()) {
+        if self.file.is_full(0, self.records.len()) {
             self.file.make_room();
         }
     }

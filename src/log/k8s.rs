@@ -101,10 +101,10 @@ impl K8sFile {
                 self.file.drop_capped(stream, content.len() + usize::from(full));
                 continue;
             }
-            if used + len > out.len() || self.file.is_full(used + len) {
+            if used + len > out.len() || self.file.is_full(used, len) {
                 self.file.append(stream, &out[..used], &mut self.cri);
                 used = 0;
-                if self.file.is_full(len) {
+                if self.file.is_full(0, len) {
                     self.file.make_room();
                 }
             }
