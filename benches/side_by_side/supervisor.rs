@@ -86,7 +86,7 @@ fn code(status: ExitStatus) -> ExitCode {
     match (status.code(), status.signal()) {
         (Some(code), _) => ExitCode::from(code.to_le_bytes()[0]),
         (None, signal) => {
-            eprintln!("the benchmark was ended by signal {}", signal.unwrap_or(0));
+            eprintln!("\nthe benchmark was ended by signal {}", signal.unwrap_or(0));
             ExitCode::FAILURE
         }
     }
