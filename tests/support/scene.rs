@@ -371,9 +371,7 @@ impl Live {
 
     /// Connects to the attach socket in the bundle, as soon as it is there.
     pub fn attach(&self) -> Outcome<Client> {
-        let path = self.stage.join("attach");
-        wait::until_true("the attach socket", || path.exists())?;
-        Client::connect(&path)
+        Client::connect_soon(&self.stage.join("attach"))
     }
 
     /// Writes to `ctl` in one piece.
