@@ -379,13 +379,17 @@ impl Live {
         self.fifo("ctl", text)
     }
 
-    /// Writes to a FIFO of the bundle, which must have a reader.
+    /// Writes to a FIFO of the bundle, as soon as it has a reader.
     pub fn fifo(&self, name: &str, text: &str) -> Outcome {
         let path = self.stage.join(name);
-        wait::until_true(name, || path.exists())?;
         let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty())
-            .map_err(|error| Fail::Wrong(format!("cannot open {name} for writing: {error}")))?;
+        let fd = wait::until(&format!("{name} with a reader"), SOON, || {
+            match nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty()) {
+                Ok(fd) => Ok(Some(fd)),
+                Err(nix::Error::ENOENT | nix::Error::ENXIO) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })?;
         let count = nix::unistd::write(&fd, text.as_bytes())?;
         super::same("bytes that the FIFO took", count, text.len())
     }
