@@ -159,7 +159,8 @@ impl Scene {
 
     /// What the container runs: a shell script; `$D` is the bundle. `go` waits for [`Live::go`].
     pub fn script(&mut self, text: &str) -> Outcome<&mut Scene> {
-        let text = format!("go() {{ read _ < \"$D/go\"; }}\n{text}\n");
+        // A go that comes while the writer of the last one is still about ends without a line: it does not count.
+        let text = format!("go() {{ until read _ < \"$D/go\"; do :; done; }}\n{text}\n");
         fs::write(self.stage.join("script"), text)?;
         let fifo = self.stage.join("go");
         if !fifo.exists() {
