@@ -53,7 +53,7 @@ const REFUSALS: [Refusal; 31] = [
         "max-files-range",
         "1.3 #1",
         |s| s.set("--log-max-files", "2147483648"),
-        "Integer value \"2147483648\" for --log-max-files out of range",
+        " for --log-max-files out of range",
         "2.2",
     ),
     ("timeout-range", "1.3 #1", |s| s.set("-T", "2147483648"), "out of range", ""),

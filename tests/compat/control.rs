@@ -110,7 +110,9 @@ fn files(monitor: &Monitor) -> Outcome {
         let meta = fs::metadata(live.dir.join("b").join(name))?;
         check(meta.file_type().is_fifo(), format!("{name} must be a FIFO"))?;
         same("mode", meta.mode() & 0o7777, 0o640)?;
-        live.fifo(name, "\n")?;
+        let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC;
+        nix::fcntl::open(&live.dir.join("b").join(name), flags, nix::sys::stat::Mode::empty())
+            .map_err(|error| format!("{name} must have a reader when the report has come: {error}"))?;
     }
     live.go()?;
     live.end().map(drop)

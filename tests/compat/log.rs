@@ -385,8 +385,8 @@ fn disk_full(monitor: &Monitor) -> Outcome {
     let mut scene = Scene::create(monitor)?;
     let disk = scene.dir.join("disk");
     fs::create_dir(&disk)?;
-    tmpfs(&disk.to_string_lossy(), "size=256k")?;
-    fs::write(disk.join("ballast"), vec![0; 128 * 1024])?;
+    tmpfs(&disk.to_string_lossy(), "size=4352k")?;
+    fs::write(disk.join("ballast"), vec![0; 4 << 20])?;
     scene.set("-l", disk.join("log"));
     let live = scene.script("seq 100000; : > \"$D/printed\"; go; echo last; exit 3")?.start()?;
     wait::for_file(&live.dir.join("b/printed"))?;

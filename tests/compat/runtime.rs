@@ -34,8 +34,13 @@ pub fn cases() -> Vec<Case> {
         Case::new("runtime/not-executable", "11 B15", "exec failure is reported with its reason", not_executable)
             .defect("B15"),
         Case::new("report/create-failed", "3.7", "pid -1 with the runtime's stderr", create_failed),
-        Case::new("report/create-failed-silently", "3.7", "pid -1 without a message", create_failed_silently)
-            .since("2.2"),
+        Case::new(
+            "report/create-failed-silently",
+            "3.7",
+            "pid -1 although the runtime said nothing",
+            create_failed_silently,
+        )
+        .since("2.2"),
         Case::new("report/create-failed-api1", "3.7", "data -1 with message", create_failed_api1),
         Case::new("report/runtime-killed", "3.7", "a runtime that died by a signal", runtime_killed),
         Case::new("report/escapes", "3.7", "quotes, backslash, tab in the message", escapes),
@@ -319,7 +324,8 @@ fn create_failed(monitor: &Monitor) -> Outcome {
 
 fn create_failed_silently(monitor: &Monitor) -> Outcome {
     let (report, status) = failing(&mut Scene::create(monitor)?, "nocontainer\nexit 1")?;
-    same("report", report.as_str(), "{\"pid\": -1}\n")?;
+    // conmon has nothing more to say here; a monitor that names the stage may.
+    same("pid", serde_json::from_str::<serde_json::Value>(&report)?["pid"].as_i64(), Some(-1))?;
     same("daemon's status", status, 1)
 }
 

@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 
 use super::pipes::readable;
-use super::wait::SOON;
+use super::wait::{self, SOON};
 use super::{Fail, Outcome};
 
 /// One packet: stream byte and data.
@@ -41,6 +41,11 @@ impl Client {
         connect(socket.as_raw_fd(), &address)
             .map_err(|error| Fail::Wrong(format!("cannot connect to {}: {error}", path.display())))?;
         Ok(Client { socket, _dir: dir })
+    }
+
+    /// Whether the socket at this path takes connections yet: its file is there a moment before.
+    pub fn connect_soon(path: &Path) -> Outcome<Client> {
+        wait::until(&format!("a connection to {}", path.display()), SOON, || Ok(Client::connect(path).ok()))
     }
 
     /// Sends one packet to the container's stdin.

@@ -159,7 +159,8 @@ impl Scene {
 
     /// What the container runs: a shell script; `$D` is the bundle. `go` waits for [`Live::go`].
     pub fn script(&mut self, text: &str) -> Outcome<&mut Scene> {
-        let text = format!("go() {{ read _ < \"$D/go\"; }}\n{text}\n");
+        // A go that comes while the writer of the last one is still about ends without a line: it does not count.
+        let text = format!("go() {{ until read _ < \"$D/go\"; do :; done; }}\n{text}\n");
         fs::write(self.stage.join("script"), text)?;
         let fifo = self.stage.join("go");
         if !fifo.exists() {
@@ -371,9 +372,7 @@ impl Live {
 
     /// Connects to the attach socket in the bundle, as soon as it is there.
     pub fn attach(&self) -> Outcome<Client> {
-        let path = self.stage.join("attach");
-        wait::until_true("the attach socket", || path.exists())?;
-        Client::connect(&path)
+        Client::connect_soon(&self.stage.join("attach"))
     }
 
     /// Writes to `ctl` in one piece.
@@ -381,13 +380,17 @@ impl Live {
         self.fifo("ctl", text)
     }
 
-    /// Writes to a FIFO of the bundle, which must have a reader.
+    /// Writes to a FIFO of the bundle, as soon as it has a reader.
     pub fn fifo(&self, name: &str, text: &str) -> Outcome {
         let path = self.stage.join(name);
-        wait::until_true(name, || path.exists())?;
         let flags = nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC;
-        let fd = nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty())
-            .map_err(|error| Fail::Wrong(format!("cannot open {name} for writing: {error}")))?;
+        let fd = wait::until(&format!("{name} with a reader"), SOON, || {
+            match nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty()) {
+                Ok(fd) => Ok(Some(fd)),
+                Err(nix::Error::ENOENT | nix::Error::ENXIO) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })?;
         let count = nix::unistd::write(&fd, text.as_bytes())?;
         super::same("bytes that the FIFO took", count, text.len())
     }
