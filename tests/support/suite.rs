@@ -171,6 +171,7 @@ fn one(cases: &[Case], column: &str, id: &str) -> ExitCode {
         Err(Fail::Wrong(reason)) => tell(&format!("{reason}{}", evidence(&monitor.dir)), ExitCode::FAILURE),
     };
     procs::end_descendants();
+    super::journal::unmount_below(scratch.path());
     told
 }
 
