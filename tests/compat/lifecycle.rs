@@ -106,7 +106,7 @@ fn waits(monitor: &Monitor) -> Outcome {
     let mut scene = Scene::create(monitor)?;
     scene.start_pipe(Kind::Stream)?;
     let mut live = scene.spawn()?;
-    let front = nix::unistd::Pid::from_raw(live.front.id().cast_signed());
+    let front = nix::unistd::Pid::from_raw(i32::try_from(live.front.id()).map_err(|_| "pids are positive")?);
     let pidfile = live.dir.join("cpid");
     wait::never("a fork before the start message", Duration::from_millis(300), || {
         pidfile.exists() || !procs::children_of(front).is_empty() || !procs::alive(front)
@@ -429,7 +429,7 @@ fn same_process(monitor: &Monitor) -> Outcome {
 
 fn stdio_detached(monitor: &Monitor) -> Outcome {
     let mut scene = Scene::create(monitor)?;
-    let (reader, writer) = std::io::pipe()?;
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     scene.script("go")?.stdio(std::process::Stdio::null(), writer.try_clone()?, writer);
     let live = scene.start()?;
     let end = crate::support::pipes::readable(&reader, SOON)?;

@@ -258,7 +258,7 @@ const CLOEXEC: i32 = nix::fcntl::OFlag::O_CLOEXEC.bits();
 
 fn kept_open(monitor: &Monitor) -> Outcome {
     let mut scene = Scene::create(monitor)?;
-    let (reader, writer) = std::io::pipe()?;
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     inherit(&writer)?;
     // The container must not hold it: this is about the daemon.
     let number = std::os::fd::AsRawFd::as_raw_fd(&writer);

@@ -6,9 +6,10 @@ use std::fs::File;
 use std::io::{IoSliceMut, Read, Seek};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::time::Duration;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
@@ -75,6 +76,17 @@ pub fn own_mounts() -> Outcome {
 pub fn tmpfs(path: &str, options: &str) -> Outcome {
     mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options))
         .map_err(|error| Fail::Skip(format!("cannot mount a tmpfs: {error}")))
+}
+
+/// Takes away what a case mounted in its scratch directory, so that the directory can be removed.
+pub fn unmount_below(dir: &Path) {
+    let table = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for target in
+        table.lines().filter_map(|line| line.split(' ').nth(1)).filter(|path| Path::new(path).starts_with(dir))
+    {
+        // What cannot be unmounted goes with the namespace.
+        let _ = umount2(target, MntFlags::MNT_DETACH);
+    }
 }
 
 fn passed(message: &nix::sys::socket::RecvMsg<()>) -> Outcome<Option<File>> {

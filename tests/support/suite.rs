@@ -120,9 +120,7 @@ enum Mark {
 /// The arguments: `[FILTER…] [--list] [--only conmon|conward]`, and `--one COLUMN ID`, which a run uses for itself.
 pub fn main(cases: &[Case]) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if let [flag, column, id] = args.as_slice()
-        && flag == "--one"
-    {
+    if let ["--one", column, id] = args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         return one(cases, column, id);
     }
     let mut words = args.iter();
@@ -173,6 +171,7 @@ fn one(cases: &[Case], column: &str, id: &str) -> ExitCode {
         Err(Fail::Wrong(reason)) => tell(&format!("{reason}{}", evidence(&monitor.dir)), ExitCode::FAILURE),
     };
     procs::end_descendants();
+    super::journal::unmount_below(scratch.path());
     told
 }
 
