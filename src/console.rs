@@ -99,7 +99,7 @@ fn listen_at(path: &Path) -> io::Result<OwnedFd> {
 
 /// Descriptors that one message carried.
 fn receive(connection: &OwnedFd) -> io::Result<Vec<OwnedFd>> {
-    let mut name = [0; 4096];
+    let mut name = vec![0; 4096];
     // Room for all that one message can carry (SCM_MAX_FD): what does not fit would be installed and never closed.
     let mut space = nix::cmsg_space!([RawFd; 253]);
     let mut parts = [IoSliceMut::new(&mut name)];

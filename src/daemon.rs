@@ -41,6 +41,7 @@ pub struct Environment {
 
 impl Environment {
     /// Takes stock; to be called before anything is opened.
+    #[inline(never)]
     pub fn read() -> Environment {
         let text = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         Environment {
@@ -55,15 +56,18 @@ impl Environment {
 }
 
 fn open_descriptors() -> Vec<RawFd> {
+    // Before the listing's large buffer, so that nothing lives behind that on the heap when it is freed.
+    let mut numbers: Vec<RawFd> = Vec::with_capacity(16);
     let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    let numbers: Vec<RawFd> =
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|fd| *fd > 2).collect();
+    numbers.extend(entries.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok()).filter(|fd| *fd > 2));
     // The descriptor of the listing itself is closed by now.
-    numbers.into_iter().filter(|fd| sys::is_open(*fd)).collect()
+    numbers.retain(|fd| sys::is_open(*fd));
+    numbers
 }
 
 /// The first process: waits for the caller's go-ahead and forks the monitor, unless it is to be the monitor itself.
 /// Returns the exit status, or the line for stderr.
+#[inline(never)]
 pub fn run(options: &Options, log: Log, environment: Environment) -> Result<u8, String> {
     let start = open_start_pipe(environment.start_pipe.as_deref())?;
     let oom_score_adj = hide_from_oom_killer();
@@ -76,13 +80,21 @@ pub fn run(options: &Options, log: Log, environment: Environment) -> Result<u8, 
             Fork::Child => {}
         }
     }
-    match set_up(options, log, &environment, start, oom_score_adj) {
-        Ok(mut monitor) => {
-            monitor.run();
-            Ok(finish(monitor, &environment.inherited))
-        }
-        Err(reason) => Err(reason),
-    }
+    stay(options, log, &environment, start, oom_score_adj)
+}
+
+/// The monitor's whole life; in a frame of its own, which is all that an idle monitor's stack holds.
+#[inline(never)]
+fn stay(
+    options: &Options,
+    log: Log,
+    environment: &Environment,
+    start: Option<OwnedFd>,
+    oom_score_adj: Option<CString>,
+) -> Result<u8, String> {
+    let mut monitor = set_up(options, log, environment, start, oom_score_adj)?;
+    monitor.run();
+    Ok(finish(monitor, &environment.inherited))
 }
 
 fn open_start_pipe(value: Option<&str>) -> Result<Option<OwnedFd>, String> {
@@ -105,6 +117,7 @@ fn hide_from_oom_killer() -> Option<CString> {
 
 /// Blocks until the caller has written or closed: meanwhile it moves us to a cgroup. With `--exec-attach` there is a
 /// second message, and the pipe is kept for it.
+#[inline(never)]
 fn wait_for_start(options: &Options, start: Option<OwnedFd>) -> Result<Option<OwnedFd>, String> {
     let Some(start) = start else { return Ok(None) };
     let mut message = Arena::new(8192).map_err(|error| format!("Failed to get memory: {error}"))?;
@@ -118,6 +131,7 @@ fn wait_for_start(options: &Options, start: Option<OwnedFd>) -> Result<Option<Ow
     Ok(matches!(options.mode, Mode::Exec { attach: true, .. }).then_some(start))
 }
 
+#[inline(never)]
 fn write_pidfile(options: &Options, pid: i32) -> Result<(), String> {
     let Some(path) = &options.conmon_pidfile else { return Ok(()) };
     let name = path.file_name().ok_or_else(|| format!("conmon pidfile {} has no file name", path.display()))?;
@@ -129,13 +143,14 @@ fn write_pidfile(options: &Options, pid: i32) -> Result<(), String> {
 // ---------------------------------------------------------------- behind the fork
 
 /// Sets up the monitor. A failure goes to the sync and attach pipes as far as those exist.
+#[inline(never)]
 fn set_up<'a>(
     options: &'a Options,
     log: Log,
     environment: &Environment,
     start: Option<OwnedFd>,
     oom_score_adj: Option<CString>,
-) -> Result<Monitor<'a>, String> {
+) -> Result<Box<Monitor<'a>>, String> {
     // The notify socket comes first, but its failure can only be told when the pipes are open.
     let notify = bind_notify(options);
     let (sync, attach) = (environment.sync_pipe.as_deref(), environment.attach_pipe.as_deref());

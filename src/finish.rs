@@ -20,11 +20,14 @@ use crate::sys::{self, Fork, Spawn};
 ///
 /// `inherited` are the descriptors that the caller had left open: they are closed before the exit files appear, so
 /// that whoever sees those may bind a port again.
-pub fn finish(mut monitor: Monitor<'_>, inherited: &[RawFd]) -> u8 {
+#[inline(never)]
+pub fn finish(mut monitor: Box<Monitor<'_>>, inherited: &[RawFd]) -> u8 {
     if monitor.session.phase == Phase::Failed {
         return give_up(monitor);
     }
     let end = monitor.session.end.unwrap_or(End::Unknown);
+    // Whoever connected in time gets what is still to come.
+    while monitor.accept() == Turn::Again {}
     drain(&mut monitor);
     monitor.log.finish();
     close_inherited(inherited, monitor.reports.sync_number());
@@ -39,7 +42,7 @@ pub fn finish(mut monitor: Monitor<'_>, inherited: &[RawFd]) -> u8 {
 }
 
 /// The container could not be started: say why, leave no exit files.
-fn give_up(mut monitor: Monitor<'_>) -> u8 {
+fn give_up(mut monitor: Box<Monitor<'_>>) -> u8 {
     if !monitor.failure.is_empty() || monitor.options.passthrough() {
         monitor.reports.failed(&monitor.failure);
     }

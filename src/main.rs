@@ -21,6 +21,7 @@ const FAILURE: c_int = 1;
 // SAFETY: the one function that the C library calls by this name, with its signature.
 #[unsafe(no_mangle)]
 pub extern "C" fn main(_count: c_int, _words: *const *const c_char) -> c_int {
+    sys::keep_heap_small();
     sys::fill_stdio();
     let environment = Environment::read();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
@@ -31,6 +32,7 @@ pub extern "C" fn main(_count: c_int, _words: *const *const c_char) -> c_int {
     }
 }
 
+#[inline(never)]
 fn run(options: &Options, warnings: &[String], environment: Environment) -> c_int {
     diag::init(options.log_level, options.syslog, &ident(options));
     let log = match Log::open(options) {

@@ -3,6 +3,8 @@
 //! An event marks its source as ready; a ready source gets a bounded turn and answers whether there is more. With
 //! nothing ready the loop sleeps until an event or the nearest deadline. Nothing in here may end the monitor once the
 //! runtime has been started: a part that fails is given up, and the container's bytes go on.
+//!
+//! What runs rarely is kept out of line: the loop's frame is memory that every idle monitor has.
 
 use std::collections::VecDeque;
 use std::io;
@@ -87,7 +89,7 @@ pub struct Parts {
 pub const READ_BUFFER: usize = 128 * 1024;
 
 /// Formatted records that one write can hold.
-const OUT_BUFFER: usize = 256 * 1024;
+const OUT_BUFFER: usize = 128 * 1024;
 
 /// What stays of the buffers in an idle monitor.
 const KEPT: usize = 4096;
@@ -103,8 +105,9 @@ const ROUNDS: usize = 32;
 
 impl<'a> Monitor<'a> {
     /// Puts the parts together and registers them.
-    pub fn new(options: &'a Options, session: Session, parts: Parts, launch: Launch) -> io::Result<Monitor<'a>> {
-        let monitor = Monitor {
+    #[inline(never)]
+    pub fn new(options: &'a Options, session: Session, parts: Parts, launch: Launch) -> io::Result<Box<Monitor<'a>>> {
+        let monitor = Box::new(Monitor {
             options,
             session,
             log: parts.log,
@@ -126,7 +129,7 @@ impl<'a> Monitor<'a> {
             out_buffer: Arena::new(OUT_BUFFER)?,
             ready: VecDeque::new(),
             busy: false,
-        };
+        });
         monitor.register_all()?;
         Ok(monitor)
     }
@@ -196,9 +199,11 @@ impl<'a> Monitor<'a> {
     }
 
     fn wake(&mut self, source: Source) {
-        if !self.ready.contains(&source) {
-            self.ready.push_back(source);
+        if self.ready.contains(&source) {
+            return;
         }
+        // Who connected before some output was read is to get it.
+        if source == Source::Listener { self.ready.push_front(source) } else { self.ready.push_back(source) }
     }
 
     /// One round: every ready source once, then what is due.
@@ -238,6 +243,7 @@ impl<'a> Monitor<'a> {
     ///
     /// With `--exec-attach` clients come first. Otherwise nobody can come before the pid is reported, and the doors are
     /// opened while the runtime is at work.
+    #[inline(never)]
     fn begin(&mut self) {
         let clients_first = matches!(self.options.mode, Mode::Exec { attach: true, .. });
         if clients_first {
@@ -276,6 +282,7 @@ impl<'a> Monitor<'a> {
         Ok(())
     }
 
+    #[inline(never)]
     fn start_message(&mut self) -> Turn {
         if let Some(start) = self.start.take() {
             // The content means nothing, and neither does end of file.
@@ -308,6 +315,7 @@ impl<'a> Monitor<'a> {
         }
     }
 
+    #[inline(never)]
     fn runtime_ended(&mut self, status: Status) {
         if self.options.terminal && self.session.terminal.is_none() && !self.session.phase.is_over() {
             while self.session.console.is_some() && self.advance_console() == Turn::Again {}
@@ -343,6 +351,7 @@ impl<'a> Monitor<'a> {
         Ok(pid)
     }
 
+    #[inline(never)]
     fn started(&mut self, pid: i32) {
         self.session.adopt(pid);
         self.session.complaint.clear();
@@ -365,6 +374,7 @@ impl<'a> Monitor<'a> {
     }
 
     /// What the runtime said is the best reason; our own is for when it said nothing.
+    #[inline(never)]
     fn fail_with_complaint(&mut self, reason: &str) {
         self.session.collect_complaint();
         let complaint = self.session.complaint.bytes();
@@ -468,7 +478,8 @@ impl<'a> Monitor<'a> {
 
     // ------------------------------------------------------------ clients
 
-    fn accept(&mut self) -> Turn {
+    #[inline(never)]
+    pub fn accept(&mut self) -> Turn {
         let Some(attach) = &mut self.attach else { return Turn::Wait };
         let mut turn = Turn::Again;
         for _ in 0..ROUNDS {
@@ -482,6 +493,7 @@ impl<'a> Monitor<'a> {
         turn
     }
 
+    #[inline(never)]
     fn serve_client(&mut self, id: u32) -> Turn {
         let Some(attach) = &mut self.attach else { return Turn::Wait };
         let log = self.log.k8s.as_ref().map(|k8s| &k8s.file);
@@ -559,6 +571,7 @@ impl<'a> Monitor<'a> {
 
     // ------------------------------------------------------------ terminal
 
+    #[inline(never)]
     fn advance_console(&mut self) -> Turn {
         let Some(console) = &mut self.session.console else { return Turn::Wait };
         let before = raw(console);
@@ -619,6 +632,7 @@ impl<'a> Monitor<'a> {
 
     // ------------------------------------------------------------ requests
 
+    #[inline(never)]
     fn read_commands(&mut self, fifo: impl Fn(&mut Self) -> &mut Option<Fifo>) -> Turn {
         let mut commands = Vec::new();
         let Some(open) = fifo(self) else { return Turn::Wait };
@@ -660,6 +674,7 @@ impl<'a> Monitor<'a> {
         Turn::Again
     }
 
+    #[inline(never)]
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = sys::ended_child() {
             if self.session.process.as_ref().is_some_and(|process| process.pid == pid) {
@@ -689,6 +704,7 @@ impl<'a> Monitor<'a> {
         }
     }
 
+    #[inline(never)]
     fn time_is_up(&mut self) {
         let Some(process) = &self.session.process else { return };
         if self.session.end.is_none() {
@@ -699,6 +715,7 @@ impl<'a> Monitor<'a> {
         }
     }
 
+    #[inline(never)]
     fn trim(&mut self) {
         if std::mem::take(&mut self.busy) {
             self.timers.set(Timer::Trim, TRIM_AFTER);
@@ -712,6 +729,7 @@ impl<'a> Monitor<'a> {
         }
     }
 
+    #[inline(never)]
     fn drop_stalled(&mut self) {
         let Some(limit) = self.options.attach_stall_timeout else { return };
         let stalled = self.attach.as_ref().map(|attach| attach.stalled(limit)).unwrap_or_default();
@@ -727,6 +745,7 @@ impl<'a> Monitor<'a> {
 
     // ------------------------------------------------------------ OOM
 
+    #[inline(never)]
     fn watch_oom(&mut self, pid: i32) {
         match OomWatch::open(pid, std::path::Path::new("/")) {
             Ok(None) => {}

@@ -34,6 +34,7 @@ pub enum Parsed {
 
 /// Parses and checks the words after the program name, up to where the log files are opened. Looks at the file system
 /// only to see that the runtime may be executed and what the working directory is.
+#[inline(never)]
 pub fn parse(
     words: impl Iterator<Item = OsString>,
     env: &impl Fn(&str) -> Option<OsString>,

@@ -120,7 +120,7 @@ impl Complaint {
 
     /// Adds all that can be read now; what the runtime wrote before it ended is in the pipe.
     pub fn collect(&mut self, stderr: BorrowedFd<'_>) {
-        let mut buffer = [0; 4096];
+        let mut buffer = vec![0; 4096];
         // A process that survived the runtime may go on writing: a full pipe's worth is enough.
         for _ in 0..512 {
             match read(stderr, &mut buffer) {

@@ -472,12 +472,20 @@ pub fn fill_stdio() {
     }
 }
 
+/// Large buffers get mappings of their own and go back to the kernel when they are freed, instead of leaving holes in
+/// a heap that lives as long as the container.
+pub fn keep_heap_small() {
+    // SAFETY: changes a setting of the allocator before there is another thread.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 16 * 1024) };
+}
+
 /// Gives back what is not needed now: free heap, and the stack below the caller's frame.
+#[inline(never)]
 pub fn release_memory() {
     let here = 0u8;
-    let below = ((&raw const here as usize) & !(PAGE - 1)) - 2 * PAGE;
-    // SAFETY: malloc_trim only returns free memory. The stack that is given up lies two pages below the current frame,
-    // so nothing live is in it; where it is not mapped, nothing happens.
+    let below = ((&raw const here as usize) & !(PAGE - 1)) - PAGE;
+    // SAFETY: malloc_trim only returns free memory. The stack that is given up lies a whole page below the current
+    // frame, so nothing live is in it; where it is not mapped, nothing happens.
     unsafe {
         libc::malloc_trim(0);
         libc::madvise((below - STACK_USED) as *mut c_void, STACK_USED, libc::MADV_DONTNEED);

@@ -42,6 +42,7 @@ const JOURNALD: &str = "/run/systemd/journal/socket";
 
 impl Log {
     /// Opens the sinks that were asked for; of several files of one driver the last one counts, as with conmon.
+    #[inline(never)]
     pub fn open(options: &Options) -> io::Result<Log> {
         let mut log = Log::default();
         let (policy, held) = (&options.log, options.history_held_max);
