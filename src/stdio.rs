@@ -30,8 +30,11 @@ const QUANTUM: usize = 1 << 20;
 /// Writes of so many bytes are never torn (pipe(7)).
 const PIPE_BUF: usize = 4096;
 
-/// Bytes within one quantum that make a pipe grow: only containers that really produce output pay for it.
-const GROW_AT: usize = 256 * 1024;
+/// A read that found the pipe half full.
+const LARGE: usize = 32 * 1024;
+
+/// So many large reads in a row make a pipe grow: only containers that really produce output pay for it.
+const GROW_AT: u32 = 4;
 
 /// Bytes read ahead of a start, about.
 const AHEAD_MAX: usize = 32 * 1024;
@@ -49,7 +52,8 @@ pub struct Output {
     pub hung_up: bool,
     /// What was read and not passed on yet: the beginning of a line between two quanta, or what was read ahead.
     held: Vec<u8>,
-    grown: bool,
+    may_grow: bool,
+    large_reads: u32,
     /// Bytes read so far: the absolute offset of the next byte.
     pub offset: u64,
 }
@@ -57,7 +61,16 @@ pub struct Output {
 impl Output {
     /// Takes a non-blocking descriptor; `may_grow` unless back-pressure is wanted, which a large pipe would delay.
     pub fn new(stream: Stream, fd: OwnedFd, tty: bool, may_grow: bool) -> Output {
-        Output { stream, fd, tty, hung_up: false, held: Vec::new(), grown: tty || !may_grow, offset: 0 }
+        Output {
+            stream,
+            fd,
+            tty,
+            hung_up: false,
+            held: Vec::new(),
+            may_grow: may_grow && !tty,
+            large_reads: 0,
+            offset: 0,
+        }
     }
 
     /// Reads at most a quantum through `buffer` and passes it on in chunks that end at a newline where possible.
@@ -76,6 +89,7 @@ impl Output {
                 Ok(count) => {
                     filled += count;
                     taken += count;
+                    self.grow(count);
                 }
                 Err(Errno::EINTR) => continue,
                 Err(error) => {
@@ -96,12 +110,10 @@ impl Output {
                 // A short read has emptied the pipe, and whatever is written next is a new event (epoll(7)). So few
                 // bytes were written at once: if their line has no end, the container gave it none.
                 self.pass(&buffer[..filled], &mut each);
-                self.grow(taken);
                 return Turn::Wait;
             }
             if taken >= QUANTUM {
                 self.held.extend_from_slice(&buffer[..filled]);
-                self.grow(taken);
                 return Turn::Again;
             }
         }
@@ -145,9 +157,13 @@ impl Output {
     }
 
     /// Fewer, larger reads under sustained load; a refusal (pipe-user-pages-soft, pipe(7)) is no loss.
-    fn grow(&mut self, taken: usize) {
-        if !self.grown && taken >= GROW_AT {
-            self.grown = true;
+    fn grow(&mut self, count: usize) {
+        if !self.may_grow {
+            return;
+        }
+        self.large_reads = if count >= LARGE { self.large_reads + 1 } else { 0 };
+        if self.large_reads >= GROW_AT {
+            self.may_grow = false;
             let _ = fcntl(&self.fd, FcntlArg::F_SETPIPE_SZ(PIPE_MAX));
         }
     }
