@@ -37,7 +37,7 @@ use crate::stream::Stream;
 use crate::sys::{self, PACKETS_MAX};
 
 /// Bytes of output in one packet, the most that conmon's clients can take (they read 8193 bytes at once).
-pub const PACKET: usize = 8192;
+pub const PACKET: usize = 7680;
 
 /// Log bytes that a client behind is served before others get their turn.
 const QUANTUM: usize = 512 * 1024;
