@@ -33,6 +33,7 @@ pub struct Journald {
     parse_priority: bool,
     lines: [Line; 2],
     counters: Counters,
+    refused: [u64; 2],
 }
 
 /// What became of the container's output; bytes are the container's own, without fields.
@@ -76,11 +77,13 @@ impl Journald {
             parse_priority: identity.parse_priority,
             lines: Default::default(),
             counters: Counters::default(),
+            refused: [0; 2],
         }
     }
 
-    /// Takes what the container wrote; never waits.
+    /// Takes what the container wrote; waits for a living journald, but not longer than [`socket::PATIENCE`].
     pub fn write(&mut self, stream: Stream, data: &[u8]) {
+        self.socket.renew_patience();
         for piece in data.chunks(PIECE_MAX) {
             self.write_piece(stream, piece);
         }
@@ -93,6 +96,11 @@ impl Journald {
                 self.send(stream, &[], true);
             }
         }
+    }
+
+    /// The container's bytes that journald did not take, per stream.
+    pub fn lost(&self) -> [u64; 2] {
+        self.refused
     }
 
     pub fn counters(&self) -> Counters {
@@ -125,7 +133,11 @@ impl Journald {
         let skip_kept = skip.min(kept.len());
         let message = [&kept[skip_kept..], &text[skip - skip_kept..]];
         let result = self.fields.with_entry(message, priority, partial, |entry| self.socket.send(entry));
-        self.counters.count(kept.len() + text.len(), result);
+        let bytes = kept.len() + text.len();
+        if result.is_err() {
+            self.refused[stream.index()] += bytes as u64;
+        }
+        self.counters.count(bytes, result);
     }
 }
 

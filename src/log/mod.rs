@@ -117,12 +117,13 @@ impl Log {
         }
     }
 
-    /// Bytes that a log file could not take, per stream; the worst of the files.
+    /// Bytes that a sink could not take, per stream; the worst of the sinks.
     pub fn lost(&self) -> [u64; 2] {
-        self.files().fold([0; 2], |worst, file| {
-            let lost = file.lost();
-            [worst[0].max(lost[0]), worst[1].max(lost[1])]
-        })
+        let journald = self.journald.iter().map(Journald::lost);
+        self.files()
+            .map(LogFile::lost)
+            .chain(journald)
+            .fold([0; 2], |worst, lost| [worst[0].max(lost[0]), worst[1].max(lost[1])])
     }
 
     fn files(&self) -> impl Iterator<Item = &LogFile> {

@@ -367,3 +367,27 @@ fn a_journald_that_never_reads_is_not_waited_for() {
     assert_eq!(pair.journal.entries().len() as u64, counters.entries, "what was counted as sent has arrived");
     assert_eq!(pair.write(Stream::Stdout, b"again\n").len(), 1);
 }
+
+#[test]
+fn a_burst_is_not_lost_to_a_journald_that_reads() {
+    const LINES: usize = 20_000;
+    let Pair { dir, journal, mut journald } = Pair::new(&plain());
+    let reader = std::thread::spawn(move || {
+        let mut count = 0;
+        // Slower than the writer, but alive.
+        while count < LINES {
+            let entries = journal.entries().len();
+            count += entries;
+            if entries == 0 {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+    });
+    for chunk in vec![b"123456789\n".repeat(100); LINES / 100] {
+        journald.write(Stream::Stdout, &chunk);
+    }
+    let counters = journald.counters();
+    assert_eq!((counters.entries, counters.refused_entries), (LINES as u64, 0), "{:?}", counters.last_error);
+    reader.join().unwrap();
+    drop(dir);
+}
