@@ -440,12 +440,21 @@ fn send_batch(socket: BorrowedFd<'_>, stream: Stream, parts: &[&[u8]]) -> io::Re
     }
 }
 
-/// Serves clients that are behind, each to its last byte; for a process that has nothing else to do any more.
-pub fn serve_to_the_end(mut clients: Vec<Client>, mut log: Option<LogFile>, buffer: &mut [u8]) {
+/// Serves clients that are behind, each to its last byte; for a process that has nothing else to do any more. Gives up
+/// when none takes anything for `patience`.
+pub fn serve_to_the_end(
+    mut clients: Vec<Client>,
+    mut log: Option<LogFile>,
+    buffer: &mut [u8],
+    patience: Option<Duration>,
+) {
+    let timeout = patience.map_or(PollTimeout::NONE, |limit| PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX));
     while !clients.is_empty() {
         let mut polled: Vec<PollFd<'_>> =
             clients.iter().map(|client| PollFd::new(client.socket.as_fd(), PollFlags::POLLOUT)).collect();
-        let _ = poll(&mut polled, PollTimeout::NONE);
+        if poll(&mut polled, timeout) == Ok(0) {
+            return;
+        }
         let ready: Vec<bool> = polled.iter().map(|one| one.any().unwrap_or(true)).collect();
         let mut ready = ready.into_iter();
         clients.retain_mut(|client| {

@@ -35,7 +35,7 @@ pub struct Environment {
     pub attach_pipe: Option<String>,
     pub listen_pid: Option<OsString>,
     pub tmpdir: Option<OsString>,
-    /// Descriptors from 3 that were open when we started.
+    /// Descriptors from 3 that were open when we started, without the pipes above: those have owners.
     pub inherited: Vec<RawFd>,
 }
 
@@ -43,15 +43,22 @@ impl Environment {
     /// Takes stock; to be called before anything is opened.
     #[inline(never)]
     pub fn read() -> Environment {
+        let inherited = open_descriptors();
         let text = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-        Environment {
-            inherited: open_descriptors(),
+        let mut environment = Environment {
+            inherited,
             start_pipe: text("_OCI_STARTPIPE").filter(|value| !value.is_empty() && value != "0"),
             sync_pipe: text("_OCI_SYNCPIPE"),
             attach_pipe: text("_OCI_ATTACHPIPE"),
             listen_pid: std::env::var_os("LISTEN_PID"),
             tmpdir: std::env::var_os("TMPDIR"),
-        }
+        };
+        let pipes = [&environment.start_pipe, &environment.sync_pipe, &environment.attach_pipe];
+        let owned: Vec<RawFd> =
+            pipes.into_iter().flatten().filter_map(|value| value.trim_start().parse().ok()).collect();
+        // A number whose owner closes it is soon another descriptor's.
+        environment.inherited.retain(|fd| !owned.contains(fd));
+        environment
     }
 }
 

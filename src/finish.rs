@@ -30,7 +30,8 @@ pub fn finish(mut monitor: Box<Monitor<'_>>, inherited: &[RawFd]) -> u8 {
     while monitor.accept() == Turn::Again {}
     drain(&mut monitor);
     monitor.log.finish();
-    close_inherited(inherited, monitor.reports.sync_number());
+    monitor.reports.close_attach();
+    inherited.iter().copied().for_each(sys::close_raw);
     let published = record(&monitor, end);
     final_report(&mut monitor, end);
     let behind = leave_clients(&mut monitor);
@@ -76,12 +77,6 @@ fn drain(monitor: &mut Monitor<'_>) {
 
 /// What is drained of a terminal at most; its buffers in the kernel are smaller.
 const TTY_REST: usize = 1 << 20;
-
-fn close_inherited(inherited: &[RawFd], sync: Option<RawFd>) {
-    for fd in inherited.iter().filter(|fd| Some(**fd) != sync) {
-        sys::close_raw(*fd);
-    }
-}
 
 /// Takes the attach socket's name away, then lets everybody go who has everything.
 fn leave_clients(monitor: &mut Monitor<'_>) -> Vec<Client> {
@@ -140,7 +135,7 @@ fn serve_the_rest(monitor: &mut Monitor<'_>, behind: Vec<Client>) {
                 attach::sockets(&behind).chain(log.iter().flat_map(|log| log.descriptors())).collect();
             sys::close_all_but(&needed);
             sys::detach_signals();
-            attach::serve_to_the_end(behind, log, monitor.read_buffer.bytes());
+            attach::serve_to_the_end(behind, log, monitor.read_buffer.bytes(), monitor.options.attach_stall_timeout);
             sys::end(0);
         }
         Err(error) => crate::warn!("Failed to leave slow attach clients to a process of their own: {error}"),

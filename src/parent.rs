@@ -5,7 +5,7 @@
 //! `exit_code` before.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -151,9 +151,9 @@ impl Reports {
         }
     }
 
-    /// The sync pipe's number, which must survive the closing of inherited descriptors.
-    pub fn sync_number(&self) -> Option<i32> {
-        self.sync.fd.as_ref().map(AsRawFd::as_raw_fd)
+    /// Lets go of the attach pipe; the sync pipe stays to the end.
+    pub fn close_attach(&mut self) {
+        self.attach = Pipe::default();
     }
 
     fn key(&self) -> Key {

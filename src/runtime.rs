@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -100,7 +101,9 @@ pub fn parse_pid(text: &[u8]) -> Option<i32> {
 /// Reads the pidfile; `Ok(None)` if it has no pid in it, as the file that a caller made beforehand.
 pub fn read_pidfile(path: &Path) -> io::Result<Option<i32>> {
     let mut text = Vec::new();
-    File::open(path)?.take(64).read_to_end(&mut text)?;
+    // A FIFO in its place has nothing to say, and is not waited for.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    file.take(64).read_to_end(&mut text)?;
     Ok(parse_pid(&text))
 }
 

@@ -420,7 +420,9 @@ impl Place {
     }
 
     fn open_name(&self, name: &OsStr, more: OFlag, mode: u32) -> io::Result<(OwnedFd, bool)> {
-        let common = OFlag::O_APPEND | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | more;
+        // Non-blocking means nothing to a file, and keeps a FIFO that nobody reads from holding us up.
+        let common =
+            OFlag::O_APPEND | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | more;
         let mode = Mode::from_bits_truncate(mode);
         match openat(&self.dir, name, common | OFlag::O_RDWR, mode) {
             Err(Errno::EACCES) => Ok((openat(&self.dir, name, common | OFlag::O_WRONLY, mode)?, false)),
