@@ -1,4 +1,5 @@
-//! Help, man page and shell completions know every option of the parser, and no option that it does not know.
+//! Help, man page and shell completions know every option of the parser, and no option that it does not know. What the
+//! specification names as proof exists.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -82,7 +83,8 @@ fn the_man_page_is_well_formed() {
     }
     assert!(open.is_empty(), "{open:?}");
     let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".SH ")).collect();
-    let wanted = "NAME,SYNOPSIS,DESCRIPTION,MODES,OPTIONS,ENVIRONMENT,FILES,SIGNALS,EXIT STATUS,EXAMPLES,SEE ALSO";
+    let wanted = "NAME,SYNOPSIS,DESCRIPTION,MODES,OPTIONS,ENVIRONMENT,FILES,LOG FORMAT,EXIT RECORD,SIGNALS,\
+                  EXIT STATUS,EXAMPLES,SEE ALSO";
     assert_eq!(sections.join(","), wanted);
 }
 
@@ -183,4 +185,72 @@ fn fish_offers_every_option() {
     assert_eq!(names(&text, " -l "), expected());
     let letters = text.split(" -s ").skip(1).filter_map(|rest| rest.chars().next());
     assert_eq!(letters.collect::<BTreeSet<_>>(), LETTERS.chars().collect());
+}
+
+/// Promises point to tests by `` `place: name` ``; one that was renamed or removed shows nothing any more.
+#[test]
+fn the_specification_names_tests_that_exist() {
+    let text = file("SPECIFICATION.md");
+    let quoted = text.split('`').skip(1).step_by(2);
+    let names: BTreeSet<(&str, &str)> = quoted.filter_map(|quote| quote.split_once(": ")).collect();
+    let mut places = BTreeSet::new();
+    let mut missing = Vec::new();
+    for (place, name) in names {
+        if !exists(place, name) {
+            missing.push(format!("{place}: {name}"));
+        }
+        places.insert(place);
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+    // Something has been looked at: a changed manner of quoting must not make this test empty.
+    assert_eq!(places, PLACES.into_iter().collect());
+}
+
+const PLACES: [&str; 9] = ["bench", "budgets", "compat", "fuzz", "oom", "podman", "runc", "splitter", "unit"];
+
+/// Whether a test of this name stands where the first word says.
+fn exists(place: &str, name: &str) -> bool {
+    match place {
+        "compat" => below("tests/compat").contains(&format!("\"{name}\"")),
+        "runc" => below("tests/runc").contains(&format!("\"{name}\"")),
+        "podman" => podman_cases(&file("tests/podman/suite.rs")).contains(name),
+        "budgets" => file("tests/budgets.rs").contains(&format!("fn {name}()")),
+        "splitter" => file("tests/splitter.rs").contains(&format!("fn {name}()")),
+        "oom" => file("tests/oom.rs").contains(&format!("\"{name}\"")),
+        "unit" => {
+            below("src").contains(&format!("#[test]\n    fn {name}()"))
+                || below("src").contains(&format!("#[test]\nfn {name}()"))
+        }
+        "fuzz" => file("fuzz/Cargo.toml").contains(&format!("\"fuzz_targets/{name}.rs\"")),
+        "bench" => file("benches/side_by_side/measures.rs").contains(&format!("name: \"{name}\"")),
+        _ => false,
+    }
+}
+
+/// The names that the list of podman cases makes: `ROOM: CASE CASE;` is `ROOM_CASE`.
+fn podman_cases(suite: &str) -> BTreeSet<String> {
+    let list = suite.rsplit_once("cases! {").expect("the list of cases").1;
+    let rows = list.split(';').filter_map(|row| row.split_once(':'));
+    rows.flat_map(|(room, cases)| {
+        let room = room.trim().to_owned();
+        cases.split_whitespace().map(move |case| format!("{room}_{case}"))
+    })
+    .collect()
+}
+
+/// All Rust code in a directory.
+fn below(dir: &str) -> String {
+    let mut text = String::new();
+    let mut rooms = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)];
+    while let Some(room) = rooms.pop() {
+        for entry in std::fs::read_dir(&room).expect("a directory of the repository") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                rooms.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                text += &std::fs::read_to_string(&path).expect("a source file");
+            }
+        }
+    }
+    text
 }
