@@ -69,7 +69,9 @@ impl Container {
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
                 {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
                  "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]}],
-            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]},
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}],
+                // Cases run side by side with the same container ID, and a shared cgroup makes runc complain.
+                "cgroupsPath": self.scene.dir},
         });
         fs::write(self.scene.dir.join("b/config.json"), config.to_string())?;
         change(&mut self.scene)?;
