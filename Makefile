@@ -9,6 +9,9 @@ bindir   = $(DESTDIR)$(PREFIX)/bin
 libexec  = $(DESTDIR)$(PREFIX)/libexec/conward
 sharedir = $(DESTDIR)$(PREFIX)/share
 
+# The version text names it.
+export CONWARD_COMMIT := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+
 .DEFAULT_GOAL = help
 .PHONY: help build run test bench soak fuzz lint install
 

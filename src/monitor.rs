@@ -86,10 +86,10 @@ pub struct Parts {
 }
 
 /// Bytes that one read can take; also the longest packet that a client can send.
-pub const READ_BUFFER: usize = 128 * 1024;
+pub const READ_BUFFER: usize = 96 * 1024;
 
 /// Formatted records that one write can hold.
-const OUT_BUFFER: usize = 128 * 1024;
+const OUT_BUFFER: usize = 96 * 1024;
 
 /// What stays of the buffers in an idle monitor.
 const KEPT: usize = 4096;

@@ -138,7 +138,7 @@ pub(super) fn positive(typed: Option<i64>) -> Option<u64> {
 const LINE_MAX: usize = 32_768;
 
 /// At the low end headers begin to outweigh content. At the high end the kept beginning of a line leaves a quarter of
-/// the 128 KiB read buffer for new bytes.
+/// the 96 KiB read buffer for new bytes.
 const LINE_MAX_RANGE: RangeInclusive<usize> = 256..=49_152;
 
 /// What conmon's tests expect of a log file.
