@@ -205,7 +205,9 @@ pub struct Published {
 impl Published {
     /// Brings the file and its name to the disk.
     pub fn sync(&self) {
-        if let Err(error) = fsync(&self.file).and_then(|()| fsync(&self.dir)) {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let dir = openat(&self.dir, ".", flags, Mode::empty());
+        if let Err(error) = fsync(&self.file).and_then(|()| fsync(&dir?)) {
             crate::warn!("Failed to make an exit file durable: {error}");
         }
     }
@@ -270,10 +272,16 @@ impl Slot {
         Slot { dir: dir.to_path_buf(), name: name.to_os_string(), prepared: None }
     }
 
-    /// Makes the temporary file beforehand, while nobody waits: a new inode is the dearest part of publishing.
-    /// If that fails, publishing will try again and say why.
+    /// Makes the temporary file beforehand, while nobody waits: a new inode and its first page are the dearest parts of
+    /// publishing. If that fails, publishing will try again and say why.
     pub fn prepare(&mut self) {
-        self.prepared = self.open_dir().and_then(|dir| self.temporary(&dir)).ok().map(|(_, name)| name);
+        let made = self.open_dir().and_then(|dir| {
+            let (mut file, name) = self.temporary(&dir)?;
+            // Takes the place of the first byte, which every content has.
+            file.write_all(b" ")?;
+            Ok(name)
+        });
+        self.prepared = made.ok();
     }
 
     /// Publishes `content` at once.
@@ -304,7 +312,7 @@ impl Slot {
     }
 
     fn open_dir(&self) -> io::Result<OwnedFd> {
-        Ok(open(&self.dir, OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+        Ok(open(&self.dir, OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?)
     }
 
     fn reopen(&self, dir: &OwnedFd) -> Option<(File, OsString)> {
