@@ -57,7 +57,8 @@ fn drain(monitor: &mut Monitor<'_>) {
     for stream in Stream::ALL {
         let Some(output) = &mut monitor.session.outputs[stream.index()] else { continue };
         let there = if output.is_tty() { TTY_REST } else { output.waiting() };
-        let until = output.offset + there as u64;
+        // What was read and not passed on yet comes before that.
+        let until = output.offset + (output.ahead().len() + there) as u64;
         let (log, attach) = (&mut monitor.log, &mut monitor.attach);
         let (registry, out) = (monitor.poll.registry(), monitor.out_buffer.bytes());
         loop {

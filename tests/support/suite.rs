@@ -19,8 +19,9 @@ use nix::unistd::Pid;
 
 use super::{Fail, Outcome, procs};
 
-/// The most that one case may take.
+/// The most that one case may take, and with `SOAK=1`.
 const CASE_LIMIT: Duration = Duration::from_secs(60);
+const SOAK_LIMIT: Duration = Duration::from_secs(1800);
 /// How many cases run at once.
 const WORKERS: usize = 4;
 
@@ -259,7 +260,8 @@ fn run_one(case: &Case, name: &str) -> Outcome<Mark> {
         .stderr(output.try_clone()?)
         .process_group(0)
         .spawn()?;
-    let end = Instant::now() + CASE_LIMIT;
+    let limit = if std::env::var_os("SOAK").is_some_and(|value| value == "1") { SOAK_LIMIT } else { CASE_LIMIT };
+    let end = Instant::now() + limit;
     let status = loop {
         match child.try_wait()? {
             Some(status) => break Some(status),
@@ -273,7 +275,7 @@ fn run_one(case: &Case, name: &str) -> Outcome<Mark> {
     };
     let text = read_all(output)?;
     Ok(match status.map(|status| status.code()) {
-        None => Mark::Fail(format!("did not end within {} s\n{text}", CASE_LIMIT.as_secs())),
+        None => Mark::Fail(format!("did not end within {} s\n{text}", limit.as_secs())),
         Some(Some(0)) => Mark::Pass,
         Some(Some(code)) if code == i32::from(SKIPPED) => Mark::Skip(text),
         Some(_) => Mark::Fail(text),

@@ -1,0 +1,5 @@
+use crate::support::suite::Case;
+
+pub fn cases() -> Vec<Case> {
+    Vec::new()
+}
