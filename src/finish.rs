@@ -48,6 +48,8 @@ fn give_up(mut monitor: Box<Monitor<'_>>) -> u8 {
         monitor.reports.failed(&monitor.failure);
     }
     monitor.exit_files.abandon();
+    // Removes its directory, which ending without destructors would leave behind.
+    monitor.session.console = None;
     close_link(&monitor);
     run_exit_command(&monitor, 1)
 }
