@@ -206,12 +206,13 @@ fn the_specification_names_tests_that_exist() {
     assert_eq!(places, PLACES.into_iter().collect());
 }
 
-const PLACES: [&str; 9] = ["bench", "budgets", "compat", "fuzz", "oom", "podman", "runc", "splitter", "unit"];
+const PLACES: [&str; 10] = ["bench", "budgets", "compat", "fuzz", "loss", "oom", "podman", "runc", "splitter", "unit"];
 
 /// Whether a test of this name stands where the first word says.
 fn exists(place: &str, name: &str) -> bool {
     match place {
         "compat" => below("tests/compat").contains(&format!("\"{name}\"")),
+        "loss" => below("tests/loss").contains(&format!("\"{name}\"")),
         "runc" => below("tests/runc").contains(&format!("\"{name}\"")),
         "podman" => podman_cases(&file("tests/podman/suite.rs")).contains(name),
         "budgets" => file("tests/budgets.rs").contains(&format!("fn {name}()")),
