@@ -552,6 +552,8 @@ impl<'a> Monitor<'a> {
         let held = Stream::ALL.map(|stream| attach.holds_up(stream));
         attach.remove(id);
         self.log.hold(!attach.is_empty());
+        // Whoever could not be accepted for want of descriptors waits without a further event.
+        self.wake(Source::Listener);
         self.after_output();
         for stream in Stream::ALL {
             if held[stream.index()] {
