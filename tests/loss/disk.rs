@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, killpg};
+
 use crate::flow::Pattern;
 use crate::reading::Reader;
 use crate::rig::{LINES, MIB, Steady, patience, scene, size, totals};
@@ -28,7 +30,9 @@ pub fn cases() -> Vec<Case> {
 
 /// As kubelet does it. What the pieces hold together is checked while the load goes on.
 fn rotate(monitor: &Monitor, pattern: Pattern) -> Outcome {
-    let steady = Steady::start(scene(monitor, &Steady::script(pattern))?, "log")?;
+    // Nothing but the checked pieces stays on the disk, however much that is in the end.
+    let script = format!("$W {} 0 \"until:$D/stop\" max:{}; exit 5", pattern.name(), 1_u64 << 42);
+    let steady = Steady::start(scene(monitor, &script)?, "log")?;
     let times = size(40, 500);
     let (pieces, queue) = sync_channel::<PathBuf>(32);
     let (reader, total) = std::thread::scope(|scope| {
@@ -58,14 +62,32 @@ fn cut(steady: &Steady, times: u64, mut each: impl FnMut(PathBuf) -> bool) -> Ou
         let next = Instant::now() + Duration::from_millis(50);
         let piece = steady.log.with_extension(number.to_string());
         reopen(steady, &piece)?;
-        if !each(piece) {
+        if !each(piece.clone()) {
             // The reader has seen enough, and says what.
             break;
         }
+        pace(steady, &piece)?;
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     steady.stop()
 }
+
+/// Whoever writes faster than its output can be checked stands still until it is: the disk is not without end.
+fn pace(steady: &Steady, last: &Path) -> Outcome {
+    let waiting: u64 =
+        steady.live.dir.read_dir()?.flatten().filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum();
+    if waiting < BACKLOG {
+        return Ok(());
+    }
+    let group = steady.live.container()?;
+    killpg(group, Signal::SIGSTOP)?;
+    let checked = wait::until("the pieces to be checked", patience(), || Ok((!last.exists()).then_some(())));
+    killpg(group, Signal::SIGCONT)?;
+    checked
+}
+
+/// Bytes of log on the disk at which the container has to wait, about.
+const BACKLOG: u64 = 512 << 20;
 
 /// Renames the log to `piece`; when this returns the piece is final.
 pub fn reopen(steady: &Steady, piece: &Path) -> Outcome {

@@ -147,10 +147,14 @@ pub fn enlarge(pipe: impl AsFd, size: i32) -> Outcome<u64> {
     }
 }
 
+/// What `until:` writes at most: a test that hangs does not fill the disk.
+const MOST: u64 = 16 << 30;
+
 /// `writer PATTERN FROM [OPTION…]`: the container's process. `END` is a place or `until:PATH`; the place that was
 /// reached is then written to PATH.end.
 ///
-/// Options: `pipe:N` makes its stdout so large before, if that is allowed, `block:N` writes so much at once, `err` writes to stderr.
+/// Options: `pipe:N` makes its stdout so large before, if that is allowed, `block:N` writes so much at once, `err` writes to stderr,
+/// `max:N` is where `until:` ends in any case.
 pub fn writer(args: &[String]) -> Outcome {
     let [pattern, from, end, options @ ..] = args else { return Err("writer PATTERN FROM END".into()) };
     let pattern = Pattern::parse(pattern).ok_or("no such pattern")?;
@@ -164,7 +168,7 @@ pub fn writer(args: &[String]) -> Outcome {
     // Opened by name, so that nothing buffers lines.
     let mut out = File::options().write(true).open(format!("/proc/self/fd/{fd}"))?;
     let (stop, limit) = match end.strip_prefix("until:") {
-        Some(path) => (Some(Path::new(path)), u64::MAX),
+        Some(path) => (Some(Path::new(path)), option("max").map_or(Ok(MOST), number)?),
         None => (None, number(end)?),
     };
     let mut at = number(from)?;

@@ -54,6 +54,14 @@ impl Client {
         Ok(())
     }
 
+    /// As [`Client::send`], but what has no room is dropped.
+    pub fn send_now(&self, data: &[u8]) -> Outcome {
+        match send(self.socket.as_raw_fd(), data, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) {
+            Ok(_) | Err(Errno::EAGAIN | Errno::EPIPE) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// No more input from here.
     pub fn half_close(&self) -> Outcome {
         Ok(shutdown(self.socket.as_raw_fd(), Shutdown::Write)?)

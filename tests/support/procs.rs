@@ -32,6 +32,15 @@ pub fn end_descendants() {
     }
 }
 
+/// Ends the descendants of another process that is about to be ended too.
+pub fn end_tree(pid: Pid) {
+    for child in children_of(pid) {
+        end_tree(child);
+        // It may have ended by itself.
+        let _ = kill(child, Signal::SIGKILL);
+    }
+}
+
 /// The children of all threads of a process.
 pub fn children_of(pid: Pid) -> Vec<Pid> {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };

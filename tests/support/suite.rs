@@ -156,15 +156,17 @@ fn show_list(cases: &[&Case]) -> ExitCode {
 
 const SKIPPED: u8 = 77;
 
+/// Names the directory of a case. It is the table's, so that a case that has to be killed leaves nothing on the disk.
+const SCRATCH: &str = "CASE_SCRATCH";
+
 fn one(cases: &[Case], column: &str, id: &str) -> ExitCode {
     let Some(case) = cases.iter().find(|case| case.id == id) else { return ExitCode::from(2) };
     let column = if column == "conmon" { Column::Conmon } else { Column::Conward };
     let Some(program) = program(column) else { return ExitCode::from(2) };
-    let scratch = match tempfile::Builder::new().prefix("cw").tempdir() {
-        Ok(scratch) => scratch,
-        Err(error) => return tell(&format!("no scratch directory: {error}"), ExitCode::FAILURE),
+    let Some(dir) = std::env::var_os(SCRATCH).map(PathBuf::from) else {
+        return tell(&format!("no {SCRATCH}: a case is run by its table"), ExitCode::from(2));
     };
-    let monitor = Monitor { program, column, dir: scratch.path().to_owned(), scenes: Cell::new(0) };
+    let monitor = Monitor { program, column, dir, scenes: Cell::new(0) };
     let result = procs::adopt_orphans().and_then(|()| (case.run)(&monitor));
     let told = match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -172,7 +174,7 @@ fn one(cases: &[Case], column: &str, id: &str) -> ExitCode {
         Err(Fail::Wrong(reason)) => tell(&format!("{reason}{}", evidence(&monitor.dir)), ExitCode::FAILURE),
     };
     procs::end_descendants();
-    super::journal::unmount_below(scratch.path());
+    super::journal::unmount_below(&monitor.dir);
     told
 }
 
@@ -253,8 +255,10 @@ fn cell(case: &Case, side: usize, only: Option<&str>, version: Option<&str>) -> 
 
 fn run_one(case: &Case, name: &str) -> Outcome<Mark> {
     let output = tempfile::tempfile()?;
+    let scratch = tempfile::Builder::new().prefix("cw").tempdir()?;
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--one", name, &case.id])
+        .env(SCRATCH, scratch.path())
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?)
@@ -266,6 +270,7 @@ fn run_one(case: &Case, name: &str) -> Outcome<Mark> {
         match child.try_wait()? {
             Some(status) => break Some(status),
             None if Instant::now() > end => {
+                procs::end_tree(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)));
                 killpg(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)), Signal::SIGKILL)?;
                 child.wait()?;
                 break None;
