@@ -34,7 +34,7 @@ bench: ## Compare with Debian's conmon and print a table; ARGS="--quick --realti
 	cargo build --release --locked
 	CONWARD=$(abspath $(binary)) cargo bench --quiet --locked --bench side_by_side -- $(ARGS)
 
-soak: ## Run the loss and stall tests at full size (root, takes long, may fill the disk)
+soak: ## Run the loss and stall tests at full size (root, takes long, needs 40 GB)
 	tools/setup test
 	SOAK=1 cargo test --release --locked --test loss -- $(ARGS)
 

@@ -19,6 +19,7 @@ use mio::{Interest, Registry};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, renameat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen, recv,
@@ -45,6 +46,9 @@ const QUANTUM: usize = 512 * 1024;
 /// Clients at once; one more is turned away.
 const CLIENTS_MAX: usize = 1024;
 
+/// Descriptors that no client gets: what reopening a log and publishing the exit files takes.
+const SPARE: u64 = 8;
+
 /// The socket and those who are connected to it.
 #[derive(Debug)]
 pub struct Attach {
@@ -53,6 +57,8 @@ pub struct Attach {
     link: Option<PathBuf>,
     clients: Vec<Client>,
     next: u32,
+    /// Descriptors from this number on are not for clients.
+    spare_from: RawFd,
 }
 
 /// One attached client.
@@ -99,7 +105,10 @@ impl Attach {
         let link = if options.full_attach { None } else { Some(link_bundle(options, bundle)?) };
         let socket = bundle.join("attach");
         match bind_at(bundle) {
-            Ok(listener) => Ok(Attach { listener, socket, link, clients: Vec::new(), next: 0 }),
+            Ok(listener) => {
+                let spare_from = spare_from();
+                Ok(Attach { listener, socket, link, clients: Vec::new(), next: 0, spare_from })
+            }
             Err(error) => {
                 link.as_deref().map(fs::remove_file);
                 Err(format!("Failed to bind attach socket {}: {error}", socket.display()))
@@ -134,6 +143,9 @@ impl Attach {
         }
         if self.clients.len() >= CLIENTS_MAX {
             return Err(io::Error::other(format!("there are {CLIENTS_MAX} already")));
+        }
+        if fd >= self.spare_from {
+            return Err(io::Error::other("the descriptors that are left are needed for the exit files"));
         }
         let id = self.next;
         self.next = self.next.wrapping_add(1);
@@ -491,8 +503,14 @@ fn link_bundle(options: &Options, bundle: &Path) -> Result<PathBuf, String> {
     Ok(link)
 }
 
-/// A listening socket `dir/attach`, mode 0700, that is there only once it listens: nobody who sees it is refused. Through the directory's descriptor, since the path may be longer than
-/// a socket address.
+/// The kernel gives the lowest free number: one near the limit means that few are left.
+fn spare_from() -> RawFd {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    RawFd::try_from(limit.saturating_sub(SPARE)).unwrap_or(RawFd::MAX)
+}
+
+/// A listening socket `dir/attach`, mode 0700, that is there only once it listens: nobody who sees it is refused. Through
+/// the directory's descriptor, since the path may be longer than a socket address.
 fn bind_at(dir: &Path) -> io::Result<OwnedFd> {
     let dir = open(dir, OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;

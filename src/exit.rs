@@ -204,10 +204,13 @@ pub struct Published {
 
 impl Published {
     /// Brings the file and its name to the disk.
-    pub fn sync(&self) {
+    pub fn sync(self) {
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let dir = openat(&self.dir, ".", flags, Mode::empty());
-        if let Err(error) = fsync(&self.file).and_then(|()| fsync(&dir?)) {
+        let content = fsync(&self.file);
+        // There may be no descriptor left for the directory.
+        drop(self.file);
+        let name = || fsync(&openat(&self.dir, ".", flags, Mode::empty())?);
+        if let Err(error) = content.and_then(|()| name()) {
             crate::warn!("Failed to make an exit file durable: {error}");
         }
     }
@@ -241,18 +244,25 @@ impl ExitFiles {
         self.record.iter().chain(&self.statuses).for_each(Slot::abandon);
     }
 
-    /// Publishes all; a directory that is missing costs only its own file.
+    /// Publishes all; a directory that is missing costs only its own file. Without descriptors for all at once, the first
+    /// ones are made durable before the others.
     pub fn publish(&self, record: &Record<'_>) -> Vec<Published> {
         let (json, status) = (record.json(), record.end.status().to_string());
         let full = self.record.iter().map(|slot| (slot, &json));
         let bare = self.statuses.iter().map(|slot| (slot, &status));
-        let complain = |(slot, content): (&Slot, &String)| {
-            let answer = slot.publish(content.as_bytes());
-            answer
-                .inspect_err(|error| crate::error!("Failed to write exit file {}: {error}", slot.path().display()))
-                .ok()
-        };
-        full.chain(bare).filter_map(complain).collect()
+        let mut published: Vec<Published> = Vec::new();
+        for (slot, content) in full.chain(bare) {
+            let mut answer = slot.publish(content.as_bytes());
+            if answer.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EMFILE)) {
+                published.drain(..).for_each(Published::sync);
+                answer = slot.publish(content.as_bytes());
+            }
+            match answer {
+                Ok(file) => published.push(file),
+                Err(error) => crate::error!("Failed to write exit file {}: {error}", slot.path().display()),
+            }
+        }
+        published
     }
 }
 

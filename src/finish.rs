@@ -37,7 +37,7 @@ pub fn finish(mut monitor: Box<Monitor<'_>>, inherited: &[RawFd]) -> u8 {
     let behind = leave_clients(&mut monitor);
     serve_the_rest(&mut monitor, behind);
     monitor.log.sync();
-    published.iter().for_each(Published::sync);
+    published.into_iter().for_each(Published::sync);
     close_link(&monitor);
     run_exit_command(&monitor, end.exit_status())
 }

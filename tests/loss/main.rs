@@ -27,10 +27,6 @@ fn main() -> ExitCode {
     if let Some(code) = support::roles::dispatch() {
         return code;
     }
-    let mut parts = vec![volume::cases(), disk::cases(), caps::cases()];
-    // These are new, and `limit/16-descriptors` still fails at times: with `make soak` only until they have settled.
-    if rig::soak() {
-        parts.extend([clients::cases(), outside::cases()]);
-    }
+    let parts = [volume::cases(), disk::cases(), caps::cases(), clients::cases(), outside::cases()];
     support::suite::main(&parts.into_iter().flatten().map(support::suite::Case::native).collect::<Vec<_>>())
 }
