@@ -182,6 +182,7 @@ struct Launch {
     error: c_int,
 }
 
+// SAFETY: the C library's own variable, with its type (environ(7)).
 unsafe extern "C" {
     static environ: *const *const c_char;
 }
