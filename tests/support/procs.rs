@@ -51,6 +51,14 @@ pub fn children_of(pid: Pid) -> Vec<Pid> {
         .collect()
 }
 
+/// True if this process ignores a signal, as a job in the background of a script does with SIGINT and SIGQUIT.
+pub fn ignores(signal: Signal) -> Outcome<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or("0");
+    let mask = u64::from_str_radix(mask.trim(), 16).map_err(|error| Fail::Wrong(format!("SigIgn: {error}")))?;
+    Ok(mask >> (signal as i32 - 1) & 1 == 1)
+}
+
 /// Whether a process exists and is not a zombie.
 pub fn alive(pid: Pid) -> bool {
     !matches!(state(pid), None | Some('Z' | 'X'))
