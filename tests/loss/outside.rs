@@ -238,7 +238,9 @@ fn passed(monitor: &Monitor, signal: Signal) -> Outcome {
     }
     let name = signal.as_str().trim_start_matches("SIG");
     let total = 4 * MIB;
-    let script = format!("trap '$W lines:100 0 {total}; exit 9' {name}; : >$D/ready; while :; do sleep 0.05; done");
+    // dash loses a signal that comes while it starts a command in the foreground.
+    let then = format!("$W lines:100 0 {total}; kill $!; exit 9");
+    let script = format!("trap '{then}' {name}; sleep 1000 & : >$D/ready; wait");
     let live = scene(monitor, &script)?.start()?;
     crate::rig::reached(&live, "ready")?;
     // Until the pid is reported, signals are the runtime's.
