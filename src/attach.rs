@@ -104,7 +104,7 @@ impl Attach {
     pub fn create(options: &Options, bundle: &Path) -> Result<Attach, String> {
         let link = if options.full_attach { None } else { Some(link_bundle(options, bundle)?) };
         let socket = bundle.join("attach");
-        match bind_at(bundle) {
+        match listen_at(&socket, SockType::SeqPacket) {
             Ok(listener) => {
                 let spare_from = spare_from();
                 Ok(Attach { listener, socket, link, clients: Vec::new(), next: 0, spare_from })
@@ -503,19 +503,22 @@ fn link_bundle(options: &Options, bundle: &Path) -> Result<PathBuf, String> {
     Ok(link)
 }
 
-/// The kernel gives the lowest free number: one near the limit means that few are left.
-fn spare_from() -> RawFd {
+/// Descriptors from this number on are for what must not fail. The kernel gives the lowest free number: one near the
+/// limit means that few are left.
+pub fn spare_from() -> RawFd {
     let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     RawFd::try_from(limit.saturating_sub(SPARE)).unwrap_or(RawFd::MAX)
 }
 
-/// A listening socket `dir/attach`, mode 0700, that is there only once it listens: nobody who sees it is refused. Through
+/// A listening socket at `path`, mode 0700, that is there only once it listens: nobody who sees it is refused. Through
 /// the directory's descriptor, since the path may be longer than a socket address.
-fn bind_at(dir: &Path) -> io::Result<OwnedFd> {
-    let dir = open(dir, OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+pub fn listen_at(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = open(parent, OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-    let temporary = format!(".attach.{}", std::process::id());
+    let listener = socket(AddressFamily::Unix, kind, flags, None)?;
+    let temporary = format!(".{}.{}", name.to_string_lossy(), std::process::id());
     let _ = unlinkat(&dir, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
     let address = UnixAddr::new(format!("/proc/self/fd/{}/{temporary}", dir.as_raw_fd()).as_str())?;
     let before = umask(Mode::from_bits_truncate(0o077));
@@ -523,7 +526,7 @@ fn bind_at(dir: &Path) -> io::Result<OwnedFd> {
     umask(before);
     bound?;
     listen(&listener, Backlog::new(BACKLOG)?)?;
-    renameat(&dir, temporary.as_str(), &dir, "attach")?;
+    renameat(&dir, temporary.as_str(), &dir, name)?;
     Ok(listener)
 }
 

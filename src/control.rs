@@ -14,14 +14,9 @@ use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, mkfifoat, read, unlinkat};
 
+use crate::command::Command;
 use crate::error::Error;
-
-/// Everything that the outside can ask of the monitor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    Resize { rows: u16, cols: u16 },
-    ReopenLog,
-}
+use crate::session::CONTAINER;
 
 /// Which FIFO it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,7 +178,7 @@ fn parse(kind: Kind, line: &[u8]) -> Result<Command, Why> {
         return Err(Why::Type(what));
     }
     let (rows, cols) = (size(rows)?, size(cols)?);
-    Ok(if what == RESIZE { Command::Resize { rows, cols } } else { Command::ReopenLog })
+    Ok(if what == RESIZE { Command::Resize { session: CONTAINER, rows, cols } } else { Command::ReopenLog })
 }
 
 const RESIZE: i64 = 1;
@@ -288,7 +283,7 @@ mod tests {
     }
 
     fn resize(rows: u16, cols: u16) -> Answer {
-        Ok(Command::Resize { rows, cols })
+        Ok(Command::Resize { session: CONTAINER, rows, cols })
     }
 
     const REOPENED: Answer = Ok(Command::ReopenLog);
@@ -405,9 +400,9 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(read_all(&mut fifo), (vec![], Drained::Wait));
         writer(&path).write_all(b"1 10 20\n1 11").unwrap();
-        assert_eq!(read_all(&mut fifo), (vec![Command::Resize { rows: 10, cols: 20 }], Drained::Wait));
+        assert_eq!(read_all(&mut fifo), (vec![Command::Resize { session: CONTAINER, rows: 10, cols: 20 }], Drained::Wait));
         writer(&path).write_all(b" 21\n").unwrap();
-        assert_eq!(read_all(&mut fifo), (vec![Command::Resize { rows: 11, cols: 21 }], Drained::Wait));
+        assert_eq!(read_all(&mut fifo), (vec![Command::Resize { session: CONTAINER, rows: 11, cols: 21 }], Drained::Wait));
         // The last writer's leaving is no event.
         let mut polled = [nix::poll::PollFd::new(fifo.as_fd(), nix::poll::PollFlags::POLLIN)];
         assert_eq!(nix::poll::poll(&mut polled, 0u8), Ok(0));
@@ -440,8 +435,8 @@ mod tests {
         let mut second = Fifo::create(dir.path(), "ctl", Kind::Ctl).unwrap();
         held.write_all(b"1 1 1\n").unwrap();
         writer(&path).write_all(b"1 2 2\n").unwrap();
-        assert_eq!(read_all(&mut first).0, [Command::Resize { rows: 1, cols: 1 }]);
-        assert_eq!(read_all(&mut second).0, [Command::Resize { rows: 2, cols: 2 }]);
+        assert_eq!(read_all(&mut first).0, [Command::Resize { session: CONTAINER, rows: 1, cols: 1 }]);
+        assert_eq!(read_all(&mut second).0, [Command::Resize { session: CONTAINER, rows: 2, cols: 2 }]);
     }
 
     #[test]

@@ -167,7 +167,8 @@ fn set_up<'a>(
         let mask = sys::signal_mask();
         let signals = block_signals().map_err(|error| format!("Failed to set up signals: {error}"))?;
         // Where there is no pipe the runtime inherits our stdio: /dev/null, or the caller's own with passthrough.
-        let launch = Launch { theirs, mask, oom_score_adj, listen_pid: environment.listen_pid.clone() };
+        let console_base = console::base(environment.tmpdir.as_deref().map(OsStr::new));
+        let launch = Launch { theirs, mask, oom_score_adj, listen_pid: environment.listen_pid.clone(), console_base };
         Ok((notify, session, signals, launch))
     });
     let (notify, session, signals, launch) =
@@ -189,7 +190,10 @@ fn prepare(options: &Options, environment: &Environment) -> Result<(Session, [Op
     // Fails in a process group leader, which is as good.
     let _ = setsid();
     prctl::set_child_subreaper(true).map_err(|error| format!("Failed to set as subreaper: {error}"))?;
-    let mut stdio = Stdio::new(options).map_err(|error| format!("Failed to make pipes: {error}"))?;
+    let mut stdio = match options.passthrough() {
+        true => Stdio::default(),
+        false => Stdio::new(options.terminal, options.stdin).map_err(|error| format!("Failed to make pipes: {error}"))?,
+    };
     let theirs = std::mem::take(&mut stdio.theirs);
     Ok((session(options, stdio, environment)?, theirs))
 }

@@ -74,6 +74,19 @@ pub struct Total {
     pub lost: u64,
 }
 
+/// How a process ended, in a form that outlives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// `None` if it never started.
+    pub end: Option<End>,
+    /// Whether the kernel's OOM killer struck; `None` if there was no way to know.
+    pub oom_killed: Option<bool>,
+    pub pid: i32,
+    pub started: SystemTime,
+    pub finished: SystemTime,
+    pub totals: [Total; 2],
+}
+
 /// The durable record of one supervised process.
 #[derive(Debug)]
 pub struct Record<'a> {

@@ -30,6 +30,27 @@ pub fn tree(process: &Process, whole_cgroup: bool) {
     }
 }
 
+/// Kills every process that has one of these pipes open (by inode), whatever it descends from: what came from an exec
+/// and left its session still has its output. Our own ends do not count.
+pub fn holders(pipes: &[u64]) {
+    let links: Vec<String> = pipes.iter().map(|inode| format!("pipe:[{inode}]")).collect();
+    let us = i32::try_from(std::process::id()).unwrap_or(0);
+    let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).filter(|pid| *pid != us) {
+        // Opened first: a pid that is reused meanwhile is not hit.
+        let Ok(pidfd) = sys::pidfd_open(pid) else { continue };
+        if has_open(pid, &links) {
+            let _ = sys::pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+        }
+    }
+}
+
+fn has_open(pid: i32, links: &[String]) -> bool {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    open.filter_map(|entry| fs::read_link(entry.path()).ok())
+        .any(|target| links.iter().any(|link| target.as_os_str() == link.as_str()))
+}
+
 /// Kills `pid` if it still is the process that was a child of `parent` or has been orphaned since.
 fn kill_child_of(pid: i32, parent: i32) {
     let Ok(pidfd) = sys::pidfd_open(pid) else { return };

@@ -5,11 +5,13 @@
 
 pub mod args;
 pub mod attach;
+pub mod command;
 pub mod console;
 pub mod control;
 pub mod daemon;
 pub mod diag;
 pub mod error;
+pub mod exec;
 pub mod exit;
 pub mod finish;
 pub mod kill;
@@ -19,6 +21,8 @@ pub mod notify;
 pub mod oom;
 pub mod options;
 pub mod parent;
+pub mod policy;
+pub mod rpc;
 pub mod runtime;
 pub mod session;
 pub mod source;

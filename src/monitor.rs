@@ -4,23 +4,31 @@
 //! nothing ready the loop sleeps until an event or the nearest deadline. Nothing in here may end the monitor once the
 //! runtime has been started: a part that fails is given up, and the container's bytes go on.
 //!
+//! What only some monitors do is below: `input` gives the container what clients type, `execs` are further processes,
+//! `service` obeys what comes over Cap'n Proto.
+//!
 //! What runs rarely is kept out of line: the loop's frame is memory that every idle monitor has.
+
+mod execs;
+mod input;
+mod service;
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll};
+use mio::{Events, Interest, Poll, Registry};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::read;
 
-use crate::attach::{Attach, Received};
+use crate::attach::Attach;
 use crate::console::{self, Received as FromConsole};
-use crate::control::{Command, Drained, Fifo, Kind};
+use crate::control::{Drained, Fifo, Kind};
 use crate::exit::{End, ExitFiles};
 use crate::kill;
 use crate::log::Log;
@@ -28,8 +36,10 @@ use crate::notify::Relay;
 use crate::oom::{OomWatch, Verdict, Wake};
 use crate::options::{Mode, Options};
 use crate::parent::{Reports, set_nonblocking};
+use crate::policy::{Action, Meter, Policy};
+use crate::rpc::{Answer, Service};
 use crate::runtime;
-use crate::session::{Phase, Session};
+use crate::session::{CONTAINER, Id, Phase, Session};
 use crate::source::Source;
 use crate::stdio::{Input, Output, Turn};
 use crate::stream::Stream;
@@ -53,6 +63,13 @@ pub struct Monitor<'a> {
     pub start: Option<OwnedFd>,
     /// What the runtime gets as stdio and what it is started with.
     pub launch: Launch,
+    /// The Cap'n Proto service, unless it is not wanted.
+    pub service: Option<Service>,
+    /// Who waits for the container's end.
+    pub waiters: Vec<Answer>,
+    pub execs: execs::Execs,
+    /// How much each stream may log.
+    pub meters: [Meter; 2],
     pub exit_files: ExitFiles,
     /// Why the session failed, for the report.
     pub failure: Vec<u8>,
@@ -73,6 +90,8 @@ pub struct Launch {
     pub mask: libc::sigset_t,
     pub oom_score_adj: Option<std::ffi::CString>,
     pub listen_pid: Option<std::ffi::OsString>,
+    /// Where directories for console sockets are made.
+    pub console_base: PathBuf,
 }
 
 /// What a monitor is made of besides the session; see [`Monitor::new`].
@@ -120,6 +139,10 @@ impl<'a> Monitor<'a> {
             reports: parts.reports,
             start: parts.start,
             launch,
+            service: None,
+            waiters: Vec::new(),
+            execs: execs::Execs::default(),
+            meters: Default::default(),
             exit_files: ExitFiles::new(options),
             failure: Vec::new(),
             poll: Poll::new()?,
@@ -135,57 +158,77 @@ impl<'a> Monitor<'a> {
     }
 
     fn register_all(&self) -> io::Result<()> {
-        self.watch(&self.signals, Source::Signals, Interest::READABLE)?;
+        let registry = self.poll.registry();
+        watch(registry, &self.signals, Source::Signals, Interest::READABLE)?;
         for output in self.session.outputs.iter().flatten() {
-            self.watch(output, Source::Output(output.stream), Interest::READABLE)?;
+            watch(registry, output, Source::Output(CONTAINER, output.stream), Interest::READABLE)?;
         }
         if let Some(console) = &self.session.console {
-            self.watch(console, Source::Console, Interest::READABLE)?;
+            watch(registry, console, Source::Console(CONTAINER), Interest::READABLE)?;
         }
         if let Some(notify) = &self.notify {
-            self.watch(notify, Source::Notify, Interest::READABLE)?;
+            watch(registry, notify, Source::Notify, Interest::READABLE)?;
         }
         Ok(())
     }
 
-    fn watch(&self, fd: &impl AsFd, source: Source, interest: Interest) -> io::Result<()> {
-        self.poll.registry().register(&mut SourceFd(&raw(fd)), source.token(), interest)
-    }
-
-    fn unwatch(&self, fd: &impl AsFd) {
-        let _ = self.poll.registry().deregister(&mut SourceFd(&raw(fd)));
+    /// The container's process or an exec.
+    fn session(&mut self, id: Id) -> Option<&mut Session> {
+        match id {
+            CONTAINER => Some(&mut self.session),
+            id => self.execs.get(id).map(|exec| &mut exec.session),
+        }
     }
 
     /// Runs until the supervised process has ended or could not be started.
     pub fn run(&mut self) {
         let mut events = Events::with_capacity(64);
         self.begin();
-        while !matches!(self.session.phase, Phase::Ended | Phase::Failed) {
-            let timeout = if self.ready.is_empty() { self.timers.next() } else { Some(Duration::ZERO) };
-            if let Err(error) = self.poll.poll(&mut events, timeout)
-                && error.kind() != io::ErrorKind::Interrupted
-            {
-                crate::warn!("Failed to wait for events: {error}");
-            }
-            for event in &events {
-                if let Some(source) = Source::of(event.token()) {
-                    self.mark(source, event.is_read_closed(), event.is_write_closed());
-                }
-            }
+        while !self.session.phase.is_over() {
             let before = self.session.phase;
-            self.turn();
+            self.step(&mut events);
             if before == Phase::Starting && self.session.phase == Phase::Running {
                 sys::release_memory();
             }
         }
     }
 
+    /// Sleeps until something happens, and does what it asks for.
+    pub fn step(&mut self, events: &mut Events) {
+        let timeout = if self.ready.is_empty() { self.next_deadline() } else { Some(Duration::ZERO) };
+        if let Err(error) = self.poll.poll(events, timeout)
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            crate::warn!("Failed to wait for events: {error}");
+        }
+        for event in &*events {
+            if let Some(source) = Source::of(event.token()) {
+                self.mark(source, event.is_read_closed(), event.is_write_closed());
+            }
+        }
+        self.turn();
+        self.serve();
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        match (self.timers.next(), self.execs.next()) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
     fn mark(&mut self, source: Source, read_closed: bool, write_closed: bool) {
         match source {
-            Source::Output(stream) => {
+            Source::Output(CONTAINER, stream) => {
                 if let Some(output) = &mut self.session.outputs[stream.index()] {
                     output.hung_up |= read_closed;
                 }
+            }
+            Source::Link(id) => {
+                if let Some(service) = &self.service {
+                    service.wake(id);
+                }
+                return;
             }
             Source::Client(id) => {
                 if let Some(client) = self.attach.as_mut().and_then(|attach| attach.client(id)) {
@@ -218,22 +261,29 @@ impl<'a> Monitor<'a> {
         while let Some(timer) = self.timers.due() {
             self.expire(timer);
         }
+        if !self.execs.running.is_empty() {
+            self.expire_execs();
+        }
     }
 
     fn handle(&mut self, source: Source) -> Turn {
         match source {
             Source::Signals => self.take_signals(),
             Source::Start => self.start_message(),
-            Source::Output(stream) => self.pump(stream),
-            Source::Input => self.flush_input(),
-            Source::Console => self.advance_console(),
+            Source::Output(CONTAINER, stream) => self.pump(stream),
+            Source::Output(id, stream) => self.pump_exec(id, stream),
+            Source::Input(id) => self.flush_input(id),
+            Source::Console(id) => self.advance_console(id),
             Source::Listener => self.accept(),
             Source::Client(id) => self.serve_client(id),
             Source::Ctl => self.read_commands(|monitor| &mut monitor.ctl),
             Source::Winsz => self.read_commands(|monitor| &mut monitor.winsz),
             Source::Notify => self.notify.as_mut().map_or(Turn::Wait, |relay| drained(relay.relay())),
             Source::Oom => self.check_oom(),
-            Source::Process => self.process_gone(),
+            Source::Process(id) => self.process_gone(id),
+            Source::Service => self.accept_service(),
+            // Woken when it was marked.
+            Source::Link(_) => Turn::Wait,
         }
     }
 
@@ -256,7 +306,7 @@ impl<'a> Monitor<'a> {
             }
         }
         match &self.start {
-            Some(start) if self.watch(start, Source::Start, Interest::READABLE).is_ok() => {}
+            Some(start) if watch(self.poll.registry(), start, Source::Start, Interest::READABLE).is_ok() => {}
             // No pipe, or not something one can wait for, such as a file: it has said all it will.
             _ => self.start_runtime(),
         }
@@ -268,15 +318,17 @@ impl<'a> Monitor<'a> {
 
     /// Makes what the outside reaches us by: the attach socket and the FIFOs.
     fn open_doors(&mut self) -> Result<(), String> {
+        self.open_service()?;
         let Some(bundle) = self.options.bundle.as_deref().filter(|_| !self.options.passthrough()) else {
             return Ok(());
         };
         let attach = Attach::create(self.options, bundle)?;
         let ctl = Fifo::create(bundle, "ctl", Kind::Ctl).map_err(|error| error.to_string())?;
         let winsz = Fifo::create(bundle, "winsz", Kind::Winsz).map_err(|error| error.to_string())?;
-        self.watch(&attach, Source::Listener, Interest::READABLE)
-            .and_then(|()| self.watch(&ctl, Source::Ctl, Interest::READABLE))
-            .and_then(|()| self.watch(&winsz, Source::Winsz, Interest::READABLE))
+        let registry = self.poll.registry();
+        watch(registry, &attach, Source::Listener, Interest::READABLE)
+            .and_then(|()| watch(registry, &ctl, Source::Ctl, Interest::READABLE))
+            .and_then(|()| watch(registry, &winsz, Source::Winsz, Interest::READABLE))
             .map_err(|error| format!("Failed to watch attach socket and FIFOs in {}: {error}", bundle.display()))?;
         (self.attach, self.ctl, self.winsz) = (Some(attach), Some(ctl), Some(winsz));
         Ok(())
@@ -287,7 +339,7 @@ impl<'a> Monitor<'a> {
         if let Some(start) = self.start.take() {
             // The content means nothing, and neither does end of file.
             let _ = read(&start, &mut self.read_buffer.bytes()[..8192]);
-            self.unwatch(&start);
+            unwatch(self.poll.registry(), &start);
             self.start_runtime();
         }
         Turn::Wait
@@ -296,13 +348,17 @@ impl<'a> Monitor<'a> {
     /// After this line we may no longer die: there may be a container that depends on us.
     fn start_runtime(&mut self) {
         let path = self.session.console.as_ref().map(console::Console::path);
-        let inherit = runtime::Inherit {
-            mask: &self.launch.mask,
-            oom_score_adj: self.launch.oom_score_adj.as_deref(),
-            listen_pid: self.launch.listen_pid.clone(),
-        };
         self.session.phase = Phase::Starting;
-        match runtime::start(self.options, path.as_deref(), &self.launch.theirs, &inherit) {
+        let words = self.options.runtime_argv(path.as_deref());
+        let started = runtime::own_listen_pid(self.options, self.launch.listen_pid.as_deref()).and_then(|own| {
+            let inherit = runtime::Inherit {
+                mask: &self.launch.mask,
+                oom_score_adj: self.launch.oom_score_adj.as_deref(),
+                own_listen_pid: own,
+            };
+            runtime::start(&words, &self.launch.theirs, &inherit)
+        });
+        match started {
             Ok(pid) => self.session.runtime = Some(pid),
             Err(error) => {
                 let runtime = self.options.runtime.display();
@@ -318,7 +374,7 @@ impl<'a> Monitor<'a> {
     #[inline(never)]
     fn runtime_ended(&mut self, status: Status) {
         if self.options.terminal && self.session.terminal.is_none() && !self.session.phase.is_over() {
-            while self.session.console.is_some() && self.advance_console() == Turn::Again {}
+            while self.session.console.is_some() && self.advance_console(CONTAINER) == Turn::Again {}
         }
         if self.session.phase.is_over() {
             return;
@@ -333,10 +389,7 @@ impl<'a> Monitor<'a> {
     fn started_pid(&self, status: Status) -> Result<i32, String> {
         let exec = matches!(self.options.mode, Mode::Exec { .. });
         let runtime = self.options.runtime.display();
-        let outcome = match status {
-            Status::Exited(code) => format!("runtime {runtime} exited with status {code}"),
-            Status::Signaled(signal) => format!("runtime {runtime} was killed by signal {signal}"),
-        };
+        let outcome = format!("runtime {runtime} {status}");
         let well = status == Status::Exited(0);
         if !well && !exec {
             return Err(outcome);
@@ -361,15 +414,20 @@ impl<'a> Monitor<'a> {
             self.timers.set(Timer::Timeout, limit);
         }
         self.exit_files.prepare();
-        let pidfd = self.session.process.as_ref().and_then(|process| process.pidfd.as_ref());
-        if let Some(pidfd) = pidfd
-            && !sys::is_child(pid)
-            && let Err(error) = self.watch(pidfd, Source::Process, Interest::READABLE)
-        {
-            crate::warn!("Failed to watch process {pid}: {error}");
-        }
+        self.watch_stranger(CONTAINER);
         for stream in Stream::ALL {
-            self.wake(Source::Output(stream));
+            self.wake(Source::Output(CONTAINER, stream));
+        }
+    }
+
+    /// A process that is no child of ours, whose end nobody tells us.
+    fn watch_stranger(&mut self, id: Id) {
+        let Some(process) = self.session(id).and_then(|session| session.process.as_ref()) else { return };
+        let pid = process.pid;
+        let Some(pidfd) = process.pidfd.as_ref().filter(|_| !sys::is_child(pid)).map(raw) else { return };
+        let (token, interest) = (Source::Process(id).token(), Interest::READABLE);
+        if let Err(error) = self.poll.registry().register(&mut SourceFd(&pidfd), token, interest) {
+            crate::warn!("Failed to watch process {pid}: {error}");
         }
     }
 
@@ -401,19 +459,32 @@ impl<'a> Monitor<'a> {
         if !self.session.may_pass(stream.index()) || self.held_up(stream) {
             return Turn::Wait;
         }
+        let limit = self.meters[stream.index()].room(Instant::now());
+        let drops = matches!(self.meters[stream.index()].policy, Policy::Limit { action: Action::Drop, .. });
+        if limit == Some(0) && !drops {
+            self.timers.set(Timer::Refill, self.meters[stream.index()].refill());
+            return Turn::Wait;
+        }
         let starting = self.session.phase == Phase::Starting;
         let Some(output) = &mut self.session.outputs[stream.index()] else { return Turn::Wait };
         let (complaint, attach, log) = (&mut self.session.complaint, &mut self.attach, &mut self.log);
         let (registry, out) = (self.poll.registry(), self.out_buffer.bytes());
-        let before = output.offset;
-        let turn = output.pump(self.read_buffer.bytes(), |stream, chunk| {
+        let (before, meter) = (output.offset, &mut self.meters[stream.index()]);
+        let room = limit.filter(|_| !drops).map_or(READ_BUFFER, |room| usize::try_from(room).unwrap_or(READ_BUFFER));
+        let buffer = self.read_buffer.bytes();
+        let room = room.min(buffer.len()).max(output.ahead().len() + 1);
+        let mut left = limit.unwrap_or(u64::MAX);
+        let turn = output.pump(&mut buffer[..room], |stream, chunk| {
             if starting && stream == Stream::Stderr {
                 complaint.add(chunk);
             }
-            let recorded = log.write(out, stream, chunk);
-            let Some(attach) = attach.as_mut().filter(|attach| !attach.is_empty()) else { return true };
+            let size = chunk.len() as u64;
+            let recorded = if drops && size > left { log.drop(stream, chunk) } else { log.write(out, stream, chunk) };
+            left = left.saturating_sub(size);
+            meter.pass(size);
+            let Some(attach) = attach.as_mut().filter(|attach| !attach.is_empty()) else { return drops || left > 0 };
             attach.offer(registry, stream, chunk, recorded);
-            !attach.holds_up(stream)
+            !attach.holds_up(stream) && (drops || left > 0)
         });
         self.busy |= output.offset - before > KEPT as u64;
         if turn == Turn::Closed {
@@ -430,7 +501,7 @@ impl<'a> Monitor<'a> {
 
     fn unwatch_output(&self, stream: Stream) {
         if let Some(output) = &self.session.outputs[stream.index()] {
-            self.unwatch(output);
+            unwatch(self.poll.registry(), output);
         }
     }
 
@@ -444,36 +515,6 @@ impl<'a> Monitor<'a> {
             self.timers.set(Timer::Trim, TRIM_AFTER);
         }
         self.watch_stalls();
-    }
-
-    fn flush_input(&mut self) -> Turn {
-        let before = self.session.input.ready();
-        if self.session.input.flush() && !before {
-            if let Input::Open { fd, .. } = &self.session.input {
-                self.unwatch(fd);
-            }
-            self.wake_typing_clients();
-        }
-        Turn::Wait
-    }
-
-    fn wake_typing_clients(&mut self) {
-        let waiting: Vec<u32> = self.attach.iter().flat_map(|attach| attach.readable().collect::<Vec<_>>()).collect();
-        for id in waiting {
-            self.wake(Source::Client(id));
-        }
-    }
-
-    /// Gives input to the container, and asks to hear when it takes more if it did not take all.
-    fn give_input(&mut self, count: usize) {
-        self.session.input.write(&self.read_buffer.bytes()[..count]);
-        self.busy |= count > KEPT;
-        if !self.session.input.ready()
-            && let Input::Open { fd, .. } = &self.session.input
-            && let Err(error) = self.watch(fd, Source::Input, Interest::WRITABLE)
-        {
-            crate::warn!("Failed to watch the container's input: {error}");
-        }
     }
 
     // ------------------------------------------------------------ clients
@@ -506,45 +547,11 @@ impl<'a> Monitor<'a> {
         }
         for stream in Stream::ALL {
             if held[stream.index()] && !self.held_up(stream) {
-                self.wake(Source::Output(stream));
+                self.wake(Source::Output(CONTAINER, stream));
             }
         }
         let input = self.receive(id);
         if output == Turn::Again || input == Turn::Again { Turn::Again } else { Turn::Wait }
-    }
-
-    /// Passes a client's input on, a few packets a turn, while the container takes it.
-    fn receive(&mut self, id: u32) -> Turn {
-        for _ in 0..ROUNDS {
-            let Some(client) = self.attach.as_mut().and_then(|attach| attach.client(id)) else { return Turn::Wait };
-            if !client.readable || !self.session.input.ready() {
-                return Turn::Wait;
-            }
-            match client.receive(self.read_buffer.bytes()) {
-                Received::Bytes(count) => self.give_input(count),
-                Received::Nothing => return Turn::Wait,
-                Received::End => {
-                    self.stopped_typing(id);
-                    return Turn::Wait;
-                }
-            }
-        }
-        Turn::Again
-    }
-
-    /// A client shut down its sending side or left: the container's stdin ends with the last one who types.
-    fn stopped_typing(&mut self, id: u32) {
-        let others = self.attach.as_ref().is_some_and(|attach| attach.others_type(id));
-        if self.options.stdin && !self.options.leave_stdin_open && !others {
-            if let Input::Open { fd, .. } = &self.session.input {
-                self.unwatch(fd);
-            }
-            self.session.input.close();
-            self.wake_typing_clients();
-        }
-        if self.attach.as_mut().and_then(|attach| attach.client(id)).is_some_and(|client| client.has_left()) {
-            self.client_gone(id);
-        }
     }
 
     fn client_gone(&mut self, id: u32) {
@@ -557,7 +564,7 @@ impl<'a> Monitor<'a> {
         self.after_output();
         for stream in Stream::ALL {
             if held[stream.index()] {
-                self.wake(Source::Output(stream));
+                self.wake(Source::Output(CONTAINER, stream));
             }
         }
     }
@@ -574,61 +581,63 @@ impl<'a> Monitor<'a> {
     // ------------------------------------------------------------ terminal
 
     #[inline(never)]
-    fn advance_console(&mut self) -> Turn {
-        let Some(console) = &mut self.session.console else { return Turn::Wait };
+    fn advance_console(&mut self, id: Id) -> Turn {
+        let Some(console) = self.session(id).and_then(|session| session.console.as_mut()) else { return Turn::Wait };
         let before = raw(console);
-        match console.advance() {
+        let received = console.advance();
+        let after = raw(console);
+        match received {
             Ok(FromConsole::Nothing) => Turn::Wait,
             Ok(FromConsole::Connected) => {
-                let _ = self.poll.registry().deregister(&mut SourceFd(&before));
-                self.watch_console()
+                let registry = self.poll.registry();
+                let _ = registry.deregister(&mut SourceFd(&before));
+                let token = Source::Console(id).token();
+                match registry.register(&mut SourceFd(&after), token, Interest::READABLE) {
+                    Ok(()) => Turn::Again,
+                    Err(error) => self.console_failed(id, &format!("Failed to watch console socket: {error}")),
+                }
             }
             Ok(FromConsole::Terminal(terminal)) => {
-                self.unwatch_console();
-                self.session.console = None;
-                if let Err(error) = self.take_terminal(terminal) {
-                    self.fail(format!("Failed to set up terminal: {error}").into_bytes());
+                self.drop_console(id);
+                match self.take_terminal(id, terminal) {
+                    Ok(()) => Turn::Wait,
+                    Err(error) => self.console_failed(id, &format!("Failed to set up terminal: {error}")),
                 }
-                Turn::Wait
             }
             Err(error) => {
-                self.unwatch_console();
-                self.session.console = None;
-                self.fail_with_complaint(&format!("Failed to receive terminal from runtime: {error}"));
-                Turn::Wait
+                self.drop_console(id);
+                self.console_failed(id, &format!("Failed to receive terminal from runtime: {error}"))
             }
         }
     }
 
-    fn watch_console(&mut self) -> Turn {
-        let Some(console) = &self.session.console else { return Turn::Wait };
-        match self.watch(console, Source::Console, Interest::READABLE) {
-            Ok(()) => Turn::Again,
-            Err(error) => {
-                self.fail(format!("Failed to watch console socket: {error}").into_bytes());
-                Turn::Wait
-            }
+    fn drop_console(&mut self, id: Id) {
+        if let Some(console) = self.session(id).and_then(|session| session.console.take()) {
+            unwatch(self.poll.registry(), &console);
         }
     }
 
-    fn unwatch_console(&self) {
-        if let Some(console) = &self.session.console {
-            self.unwatch(console);
+    fn console_failed(&mut self, id: Id, reason: &str) -> Turn {
+        match id {
+            CONTAINER => self.fail_with_complaint(reason),
+            id => self.fail_exec(id, reason),
         }
+        Turn::Wait
     }
 
-    fn take_terminal(&mut self, terminal: OwnedFd) -> io::Result<()> {
+    fn take_terminal(&mut self, id: Id, terminal: OwnedFd) -> io::Result<()> {
         console::prepare(&terminal);
         set_nonblocking(terminal.as_fd())?;
         let output = Output::new(Stream::Stdout, terminal.try_clone()?, true, false);
-        self.watch(&output, Source::Output(Stream::Stdout), Interest::READABLE)?;
-        self.session.outputs[Stream::Stdout.index()] = Some(output);
-        self.session.input = Input::open(terminal.try_clone()?);
-        self.session.terminal = Some(terminal);
-        if let Some((rows, cols)) = self.session.window {
-            self.session.resize(rows, cols);
+        watch(self.poll.registry(), &output, Source::Output(id, Stream::Stdout), Interest::READABLE)?;
+        let Some(session) = self.session(id) else { return Ok(()) };
+        session.outputs[Stream::Stdout.index()] = Some(output);
+        session.input = Input::open(terminal.try_clone()?);
+        session.terminal = Some(terminal);
+        if let Some((rows, cols)) = session.window {
+            session.resize(rows, cols);
         }
-        self.wake_typing_clients();
+        self.advance_input(id);
         Ok(())
     }
 
@@ -643,21 +652,11 @@ impl<'a> Monitor<'a> {
             Err(rejected) => crate::warn!("{rejected}"),
         });
         for command in commands {
-            self.apply(command);
-        }
-        turn.map_or(Turn::Wait, drained)
-    }
-
-    /// The one place where what the outside asks for is done.
-    pub fn apply(&mut self, command: Command) {
-        match command {
-            Command::Resize { rows, cols } if self.options.terminal => self.session.resize(rows, cols),
-            Command::Resize { .. } => crate::debug!("Ignored a resize: the container has no terminal"),
-            Command::ReopenLog => {
-                // Failure was said already, and the old file is kept.
-                let _ = self.log.reopen();
+            if let Err(refusal) = self.apply(command) {
+                crate::debug!("Refused a request: {refusal}");
             }
         }
+        turn.map_or(Turn::Wait, drained)
     }
 
     // ------------------------------------------------------------ signals, time, the end
@@ -687,13 +686,23 @@ impl<'a> Monitor<'a> {
             if self.session.child_ended(pid, status) {
                 self.runtime_ended(status);
             }
+            if !self.execs.running.is_empty() {
+                self.exec_child_ended(pid, status);
+            }
         }
     }
 
     /// A process that is no child of ours is gone, and nobody will tell us how it ended.
-    fn process_gone(&mut self) -> Turn {
-        self.check_oom();
-        self.session.ended(End::Unknown);
+    fn process_gone(&mut self, id: Id) -> Turn {
+        if id == CONTAINER {
+            self.check_oom();
+        }
+        if let Some(session) = self.session(id).filter(|session| !session.phase.is_over()) {
+            session.ended(End::Unknown);
+        }
+        if id != CONTAINER {
+            self.settle_exec(id);
+        }
         Turn::Wait
     }
 
@@ -703,6 +712,7 @@ impl<'a> Monitor<'a> {
             Timer::Killed => self.session.ended(End::TimedOut),
             Timer::Trim => self.trim(),
             Timer::Stall => self.drop_stalled(),
+            Timer::Refill => Stream::ALL.into_iter().for_each(|stream| self.wake(Source::Output(CONTAINER, stream))),
         }
     }
 
@@ -739,8 +749,8 @@ impl<'a> Monitor<'a> {
             crate::warn!("Disconnected an attach client that took nothing for {} s", limit.as_secs());
             let Some(client) = self.attach.as_mut().and_then(|attach| attach.client(id)) else { continue };
             client.deafen();
-            self.wake(Source::Output(Stream::Stdout));
-            self.wake(Source::Output(Stream::Stderr));
+            self.wake(Source::Output(CONTAINER, Stream::Stdout));
+            self.wake(Source::Output(CONTAINER, Stream::Stderr));
         }
         self.watch_stalls();
     }
@@ -756,7 +766,7 @@ impl<'a> Monitor<'a> {
                     Wake::Priority => Interest::PRIORITY,
                     Wake::Readable => Interest::READABLE,
                 };
-                if let Err(error) = self.watch(&watch.fd(), Source::Oom, interest) {
+                if let Err(error) = self::watch(self.poll.registry(), &watch.fd(), Source::Oom, interest) {
                     crate::warn!("Failed to watch for OOM events of process {pid}: {error}");
                 }
                 self.oom = Some(watch);
@@ -773,10 +783,12 @@ impl<'a> Monitor<'a> {
     }
 }
 
-impl Phase {
-    fn is_over(self) -> bool {
-        matches!(self, Phase::Ended | Phase::Failed)
-    }
+fn watch(registry: &Registry, fd: &impl AsFd, source: Source, interest: Interest) -> io::Result<()> {
+    registry.register(&mut SourceFd(&raw(fd)), source.token(), interest)
+}
+
+fn unwatch(registry: &Registry, fd: &impl AsFd) {
+    let _ = registry.deregister(&mut SourceFd(&raw(fd)));
 }
 
 fn drained(drained: Drained) -> Turn {

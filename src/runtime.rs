@@ -1,6 +1,6 @@
 //! Starting the OCI runtime and learning what it started.
 
-use std::ffi::{CStr, CString, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,19 +26,17 @@ pub struct Stdio {
 }
 
 impl Stdio {
-    /// Real pipes, since a container must be able to open `/dev/stdout`; our ends do not block.
-    pub fn new(options: &Options) -> io::Result<Stdio> {
+    /// Real pipes, since a container must be able to open `/dev/stdout`; our ends do not block. With a terminal there is
+    /// only a stderr, for what the runtime says.
+    pub fn new(terminal: bool, stdin: bool) -> io::Result<Stdio> {
         let mut stdio = Stdio::default();
-        if options.passthrough() {
-            return Ok(stdio);
-        }
-        if options.stdin && !options.terminal {
+        if stdin && !terminal {
             let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
             set_nonblocking(writer.as_fd())?;
             stdio.theirs[0] = Some(reader);
             stdio.stdin = Some(writer);
         }
-        if !options.terminal {
+        if !terminal {
             let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
             set_nonblocking(reader.as_fd())?;
             stdio.theirs[1] = Some(writer);
@@ -57,20 +55,14 @@ impl Stdio {
 pub struct Inherit<'a> {
     pub mask: &'a libc::sigset_t,
     pub oom_score_adj: Option<&'a CStr>,
-    pub listen_pid: Option<OsString>,
+    /// `LISTEN_PID` becomes the runtime's own pid.
+    pub own_listen_pid: bool,
 }
 
-/// Starts the runtime; the pid, or why it could not be started.
-pub fn start(
-    options: &Options,
-    console: Option<&Path>,
-    theirs: &[Option<OwnedFd>; 3],
-    inherit: &Inherit<'_>,
-) -> io::Result<i32> {
-    let words = options.runtime_argv(console);
+/// Starts the runtime with these words, its own path first; the pid, or why it could not be started.
+pub fn start(words: &[OsString], theirs: &[Option<OwnedFd>; 3], inherit: &Inherit<'_>) -> io::Result<i32> {
     crate::trace!("runtime: {}", words.join(" ".as_ref()).to_string_lossy());
     let argv = words.iter().map(|word| sys::c_string(word)).collect::<io::Result<Vec<CString>>>()?;
-    let own_listen_pid = own_listen_pid(options, inherit)?;
     sys::spawn(&Spawn {
         argv: &argv,
         env: None,
@@ -78,15 +70,15 @@ pub fn start(
         open_up: [0, 1, 2].map(|index: usize| theirs[index].is_some()),
         oom_score_adj: inherit.oom_score_adj,
         dies_with_us: true,
-        own_listen_pid,
+        own_listen_pid: inherit.own_listen_pid,
         close_rest: false,
         mask: inherit.mask,
     })
 }
 
 /// Whether LISTEN_PID must become the runtime's pid: when asked for, or when it means this process.
-fn own_listen_pid(options: &Options, inherit: &Inherit<'_>) -> io::Result<bool> {
-    let Some(value) = &inherit.listen_pid else { return Ok(false) };
+pub fn own_listen_pid(options: &Options, value: Option<&OsStr>) -> io::Result<bool> {
+    let Some(value) = value else { return Ok(false) };
     let pid = value.to_str().and_then(|text| text.parse::<u32>().ok()).filter(|pid| *pid > 0);
     let pid = pid.ok_or_else(|| io::Error::other(format!("Invalid LISTEN_PID {:?}", value.to_string_lossy())))?;
     Ok(options.replace_listen_pid || pid == std::process::id())

@@ -3,15 +3,26 @@
 //! Its life is a row of phases. The runtime is our child; what it starts becomes our child too when the runtime ends,
 //! since we are its subreaper.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::SystemTime;
+
+use mio::Registry;
+use mio::unix::SourceFd;
 
 use crate::console::Console;
 use crate::exit::{End, Total};
+use crate::rpc::Answer;
 use crate::runtime::Complaint;
 use crate::stdio::{Input, Output};
 use crate::stream::Stream;
 use crate::sys::{self, Status};
+
+/// Which session; numbers count up and are not used again.
+pub type Id = u32;
+
+/// The container's first process.
+pub const CONTAINER: Id = 0;
 
 /// Where a session is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +37,13 @@ pub enum Phase {
     Ended,
     /// The runtime, or we, could not start it.
     Failed,
+}
+
+impl Phase {
+    /// The process has ended, or never was.
+    pub fn is_over(self) -> bool {
+        matches!(self, Phase::Ended | Phase::Failed)
+    }
 }
 
 /// The supervised process.
@@ -43,6 +61,12 @@ pub struct Session {
     pub phase: Phase,
     pub outputs: [Option<Output>; 2],
     pub input: Input,
+    /// Input that came over the service and waits for its turn, with who waits for it to be taken.
+    pub typed: VecDeque<(Vec<u8>, Option<Answer>)>,
+    /// Who waits for what was given last to be taken.
+    pub taking: Option<Answer>,
+    /// Stdin ends behind what waits.
+    pub closing: bool,
     /// The container's terminal, once the runtime has sent it.
     pub terminal: Option<OwnedFd>,
     pub console: Option<Console>,
@@ -53,6 +77,8 @@ pub struct Session {
     early: Vec<(i32, Status)>,
     pub process: Option<Process>,
     pub complaint: Complaint,
+    /// The last signal that the runtime got, in case that it comes too late for it.
+    passed: Option<i32>,
     /// There was too much to read ahead before the runtime ended: what comes is output already.
     pub spilling: bool,
     pub end: Option<End>,
@@ -70,6 +96,9 @@ impl Session {
             phase: Phase::Held,
             outputs,
             input,
+            typed: VecDeque::new(),
+            taking: None,
+            closing: false,
             terminal: None,
             console: None,
             window: None,
@@ -77,6 +106,7 @@ impl Session {
             early: Vec::new(),
             process: None,
             complaint: Complaint::default(),
+            passed: None,
             spilling: false,
             end: None,
             finished: SystemTime::UNIX_EPOCH,
@@ -125,6 +155,10 @@ impl Session {
             self.ended(status.into());
         }
         self.early = Vec::new();
+        // A runtime that went its way in spite of a signal was as good as done.
+        if let Some(signal) = self.passed.take() {
+            self.signal(signal);
+        }
     }
 
     /// The process has ended; what we did to it before decides what that is called.
@@ -135,17 +169,20 @@ impl Session {
     }
 
     /// Sends a signal to the process, or to the runtime while that is still at work.
-    pub fn signal(&self, signal: i32) {
+    pub fn signal(&mut self, signal: i32) {
         let pidfd = self.process.as_ref().and_then(|process| process.pidfd.as_ref());
         let sent = match (pidfd, self.runtime) {
             (Some(pidfd), _) => sys::pidfd_signal(pidfd.as_fd(), signal),
             (None, Some(runtime)) => {
+                self.passed = Some(signal);
                 sys::pidfd_open(runtime).and_then(|pidfd| sys::pidfd_signal(pidfd.as_fd(), signal))
             }
             (None, None) => Ok(()),
         };
-        if let Err(error) = sent {
-            crate::warn!("Failed to pass signal {signal} on: {error}");
+        match sent {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(error) => crate::warn!("Failed to pass signal {signal} on: {error}"),
         }
     }
 
@@ -163,6 +200,16 @@ impl Session {
     pub fn close_output(&mut self, index: usize) {
         if let Some(output) = self.outputs[index].take() {
             self.closed_bytes[index] = output.offset;
+        }
+    }
+
+    /// Nothing of it is to be heard any more; descriptors that the container shares outlive ours in the event queue.
+    pub fn unwatch(&self, registry: &Registry) {
+        let outputs = self.outputs.iter().flatten().map(AsFd::as_fd);
+        let input = if let Input::Open { fd, .. } = &self.input { Some(fd.as_fd()) } else { None };
+        let pidfd = self.process.as_ref().and_then(|process| process.pidfd.as_ref()).map(AsFd::as_fd);
+        for fd in outputs.chain(input).chain(pidfd).chain(self.console.as_ref().map(AsFd::as_fd)) {
+            let _ = registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
         }
     }
 

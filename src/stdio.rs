@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
 use crate::stream::Stream;
@@ -22,6 +23,15 @@ pub enum Turn {
     Wait,
     /// The source has come to its end.
     Closed,
+}
+
+/// What one [`Output::take`] brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    Bytes(usize),
+    /// There is nothing now.
+    Nothing,
+    End,
 }
 
 /// Bytes read from one source before others get their turn.
@@ -117,6 +127,41 @@ impl Output {
                 return Turn::Again;
             }
         }
+    }
+
+    /// Takes some bytes into `buffer`, what was read ahead first. `over` says that no process can write any more, so that
+    /// a terminal that nobody has open is at its end.
+    pub fn take(&mut self, buffer: &mut [u8], over: bool) -> Taken {
+        if !self.held.is_empty() {
+            let count = self.held.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&self.held[..count]);
+            self.held.drain(..count);
+            self.offset += count as u64;
+            return Taken::Bytes(count);
+        }
+        loop {
+            match read(&self.fd, buffer) {
+                Ok(0) => return Taken::End,
+                Ok(count) => {
+                    self.offset += count as u64;
+                    self.grow(count);
+                    return Taken::Bytes(count);
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EIO) if over => return Taken::End,
+                Err(error) => match self.after_error(error) {
+                    Turn::Closed => return Taken::End,
+                    _ => return Taken::Nothing,
+                },
+            }
+        }
+    }
+
+    /// True if nobody can write any more: what is in the pipe or terminal now is all there will be.
+    pub fn has_no_writer(&self) -> bool {
+        let mut polled = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        let asked = poll(&mut polled, PollTimeout::ZERO);
+        asked.is_ok() && polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
     }
 
     /// Reads ahead without passing anything on, so that the writer never waits for us. True if that has become so much
@@ -220,6 +265,9 @@ impl Input {
     /// Writes what the container takes now and keeps the rest; on a container that closed its stdin, drops all.
     pub fn write(&mut self, bytes: &[u8]) {
         if let Input::Open { fd, pending } = self {
+            if !pending.is_empty() {
+                return pending.extend_from_slice(bytes);
+            }
             match write_some(fd, bytes) {
                 Ok(count) => pending.extend_from_slice(&bytes[count..]),
                 Err(error) => self.fail(&error),

@@ -1,6 +1,7 @@
 //! All unsafe code: what nix does not wrap, behind safe functions.
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
+use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -356,6 +357,15 @@ pub enum Status {
     Signaled(i32),
 }
 
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Status::Exited(code) => write!(f, "exited with status {code}"),
+            Status::Signaled(signal) => write!(f, "was killed by signal {signal}"),
+        }
+    }
+}
+
 /// A child that has ended, not yet reaped; `None` if there is none now.
 pub fn ended_child() -> io::Result<Option<(pid_t, Status)>> {
     // SAFETY: siginfo_t is plain data.
@@ -478,6 +488,13 @@ pub fn fill_stdio() {
 pub fn keep_heap_small() {
     // SAFETY: changes a setting of the allocator before there is another thread.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 16 * 1024) };
+}
+
+/// Bytes of the heap that are in use, mappings of large buffers included.
+pub fn heap_in_use() -> usize {
+    // SAFETY: only looks at the allocator's own counters; there is one thread.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
 }
 
 /// Gives back what is not needed now: free heap, and the stack below the caller's frame.

@@ -13,9 +13,11 @@ pub enum Timer {
     Trim,
     /// Attach clients that take nothing are looked at (`--attach-stall-timeout`).
     Stall,
+    /// A stream that reached its limit may log again.
+    Refill,
 }
 
-const ALL: [Timer; 4] = [Timer::Timeout, Timer::Killed, Timer::Trim, Timer::Stall];
+const ALL: [Timer; 5] = [Timer::Timeout, Timer::Killed, Timer::Trim, Timer::Stall, Timer::Refill];
 
 /// One deadline per [`Timer`].
 #[derive(Debug, Default)]

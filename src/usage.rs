@@ -9,14 +9,22 @@ pub fn help() -> String {
     HELP.to_owned()
 }
 
+/// The commit that the program was built from.
+pub const fn commit() -> &'static str {
+    match option_env!("CONWARD_COMMIT") {
+        Some(commit) => commit,
+        None => "unknown",
+    }
+}
+
 /// The text of `--version`: the conmon release whose behaviour this is, the commit it was built from, our own version.
 pub fn version() -> String {
-    let commit = option_env!("CONWARD_COMMIT").unwrap_or("unknown");
+    let commit = commit();
     format!("conmon version {CONMON}\ncommit: {commit}\nconward {}\n", env!("CARGO_PKG_VERSION"))
 }
 
 /// CRI-O and podman switch features on by this number.
-const CONMON: &str = "2.2.1";
+pub const CONMON: &str = "2.2.1";
 
 const HELP: &str = "\
 Usage:

@@ -243,8 +243,6 @@ fn passed(monitor: &Monitor, signal: Signal) -> Outcome {
     let script = format!("trap '{then}' {name}; sleep 1000 & : >$D/ready; wait");
     let live = scene(monitor, &script)?.start()?;
     crate::rig::reached(&live, "ready")?;
-    // Until the pid is reported, signals are the runtime's.
-    live.container()?;
     live.signal(signal)?;
     same("exit file", live.exit_file()?, "9".to_owned())?;
     check(!procs::alive(live.container()?), "the container has ended")?;

@@ -1,0 +1,101 @@
+//! How much a stream may log: a limit of bytes per second, and what happens to the rest.
+
+use std::time::{Duration, Instant};
+
+/// What is let through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// Everything.
+    #[default]
+    Pass,
+    Limit {
+        /// Bytes per second, at least 1.
+        rate: u64,
+        /// Bytes that may come at once, at least 1.
+        burst: u64,
+        action: Action,
+    },
+}
+
+/// What happens beyond the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The container waits.
+    BackPressure,
+    /// The log goes without it; what is missing is counted.
+    Drop,
+}
+
+/// The policy of one stream at work: a bucket of bytes that fills with time.
+#[derive(Debug, Default)]
+pub struct Meter {
+    pub policy: Policy,
+    /// Bytes that may pass now, as of `since`.
+    level: u64,
+    since: Option<Instant>,
+}
+
+impl Meter {
+    pub fn new(policy: Policy) -> Meter {
+        let level = if let Policy::Limit { burst, .. } = policy { burst } else { 0 };
+        Meter { policy, level, since: None }
+    }
+
+    /// Bytes that may pass at `now`; `None` is no limit.
+    pub fn room(&mut self, now: Instant) -> Option<u64> {
+        let Policy::Limit { rate, burst, .. } = self.policy else { return None };
+        let passed = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let new = u64::try_from(passed.as_nanos() * u128::from(rate) / 1_000_000_000).unwrap_or(u64::MAX);
+        if new > 0 || self.since.is_none() {
+            self.level = self.level.saturating_add(new).min(burst);
+            self.since = Some(now);
+        }
+        Some(self.level)
+    }
+
+    /// Takes note of bytes that passed.
+    pub fn pass(&mut self, bytes: u64) {
+        self.level = self.level.saturating_sub(bytes);
+    }
+
+    /// Time until a worthwhile number of bytes may pass.
+    pub fn refill(&self) -> Duration {
+        let Policy::Limit { rate, burst, .. } = self.policy else { return Duration::ZERO };
+        let wanted = burst.min(WORTHWHILE).saturating_sub(self.level).max(1);
+        let nanos = u128::from(wanted) * 1_000_000_000 / u128::from(rate.max(1));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)).max(Duration::from_millis(1))
+    }
+}
+
+/// Bytes that are worth a wake-up.
+const WORTHWHILE: u64 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_fills_with_time_up_to_its_burst() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut meter = Meter::new(Policy::Limit { rate: 1000, burst: 500, action: Action::Drop });
+        assert_eq!(meter.room(at(0)), Some(500));
+        meter.pass(500);
+        assert_eq!(meter.room(at(0)), Some(0));
+        assert_eq!(meter.room(at(100)), Some(100));
+        meter.pass(40);
+        assert_eq!(meter.room(at(10_000)), Some(500));
+        assert_eq!(Meter::new(Policy::Pass).room(at(5)), None);
+    }
+
+    #[test]
+    fn time_that_brings_less_than_a_byte_is_not_lost() {
+        let start = Instant::now();
+        let mut meter = Meter::new(Policy::Limit { rate: 10, burst: 10, action: Action::BackPressure });
+        assert_eq!(meter.room(start), Some(10));
+        meter.pass(10);
+        let sum = (1..=100).map(|step| meter.room(start + Duration::from_millis(step * 10))).last();
+        assert_eq!(sum, Some(Some(10)));
+        assert_eq!(meter.refill(), Duration::from_millis(100));
+    }
+}
