@@ -72,7 +72,7 @@ impl Entry {
     pub fn find(&self, id: (u64, u64)) -> Option<OwnedFd> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY;
         let mut dir = Dir::openat(&self.dir, ".", flags, Mode::empty()).ok()?;
-        let is_ours = |stat: FileStat| (stat.st_dev, stat.st_ino) == id && is_regular(&stat);
+        let is_ours = |stat: FileStat| identity(&stat) == id && is_regular(&stat);
         let name = dir
             .iter()
             .flatten()
@@ -95,7 +95,7 @@ impl Entry {
         };
         let ours = fstat(file)?;
         Ok(match () {
-            () if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => Found::Ours,
+            () if identity(&there) == identity(&ours) => Found::Ours,
             () if is_regular(&there) => Found::Other,
             () => Found::Unfit,
         })
@@ -116,6 +116,11 @@ impl Entry {
         let _ = unlinkat(&self.dir, &*other, UnlinkatFlags::NoRemoveDir);
         Ok(done?)
     }
+}
+
+/// Device and inode.
+pub fn identity(stat: &FileStat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
 }
 
 pub fn is_regular(stat: &FileStat) -> bool {

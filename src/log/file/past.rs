@@ -40,9 +40,9 @@ pub(super) struct Span {
 #[derive(Debug)]
 pub(super) struct Generation {
     pub number: u64,
-    /// Device and inode.
+    /// Device and inode, or [`NOBODY`].
     pub id: (u64, u64),
-    /// The first bytes of its first record, its stamp: another file may get its inode.
+    /// The first bytes of its first record, its stamp: a file of somebody else may get its inode.
     pub head: [u8; HEAD],
     pub span: Span,
     /// Bytes of whole records in it, and the streams' offsets there.
@@ -51,6 +51,9 @@ pub(super) struct Generation {
     /// Open while somebody reads it.
     pub file: RefCell<Option<Rc<OwnedFd>>>,
 }
+
+/// The identity of a file that cannot be found again.
+pub(super) const NOBODY: (u64, u64) = (0, 0);
 
 /// Bytes that tell a file from others: as far as the nanoseconds of a stamp.
 pub(super) const HEAD: usize = 32;
@@ -126,6 +129,13 @@ impl Past {
         let oldest = self.generations[0].number;
         while self.gaps.front().is_some_and(|gap| gap.mark.at.generation < oldest) {
             self.give_up();
+        }
+    }
+
+    /// A new file that begins at `begin` has this identity: an older one that was longer is gone.
+    pub fn replaced(&mut self, id: (u64, u64), begin: u64) {
+        for past in self.generations.iter_mut().filter(|past| past.id == id && past.end > begin) {
+            past.id = NOBODY;
         }
     }
 

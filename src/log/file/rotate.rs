@@ -11,8 +11,8 @@ use nix::sys::stat::fstat;
 use nix::sys::uio::pread;
 
 use super::LogFile;
-use super::entry::{Entry, Found};
-use super::past::{Generation, HEAD, Span};
+use super::entry::{Entry, Found, identity};
+use super::past::{Generation, HEAD, NOBODY, Span};
 
 /// A rotation that failed is tried again after this time, when there is something to write.
 const RETRY: Duration = Duration::from_secs(1);
@@ -98,6 +98,9 @@ impl LogFile {
     fn switch(&mut self, file: OwnedFd, readable: bool, size: u64) {
         self.repair();
         self.retire();
+        if let Ok(stat) = fstat(&file) {
+            self.past.replaced(identity(&stat), size);
+        }
         self.file = Rc::new(file);
         self.generation += 1;
         self.span.set(Span { begin: size, offsets: self.offsets, shift: 0 });
@@ -119,7 +122,7 @@ impl LogFile {
         let readable = self.readable && at.is_some_and(|at| pread(&*self.file, &mut head, at) == Ok(HEAD));
         self.past.push(Generation {
             number: self.generation,
-            id: stat.map_or((0, 0), |stat| (stat.st_dev, stat.st_ino)),
+            id: stat.map_or(NOBODY, |stat| identity(&stat)),
             head,
             span,
             end: self.size,
@@ -140,6 +143,7 @@ impl LogFile {
         let mut held = past.file.borrow_mut();
         let file = match held.take() {
             Some(file) => file,
+            None if past.id == NOBODY => return None,
             None => Rc::new(Entry::of(&self.path).ok()?.find(past.id)?),
         };
         if !past.is_in(&file) {
