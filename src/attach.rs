@@ -29,8 +29,8 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use crate::log::Recorded;
-use crate::log::file::{LogFile, Position};
-use crate::log::history::{self, Cursor, Piece, Window};
+use crate::log::file::LogFile;
+use crate::log::history::{self, Chunk, Place, Read};
 use crate::options::Options;
 use crate::source::Source;
 use crate::stdio::Turn;
@@ -83,7 +83,7 @@ enum Feed {
     /// It has all there is.
     Live,
     /// From the log, up to the end or to a place where the log lost bytes.
-    Behind { cursor: Cursor, stop: Option<Position> },
+    Behind(Place),
     /// From memory, where there is no log to read; the streams with something here wait.
     Queued([Vec<u8>; 2]),
     /// It takes or gets no more output; what it sent still counts.
@@ -233,7 +233,7 @@ impl Attach {
 
     /// Lets go of all clients that have everything; the others are returned.
     pub fn take_behind(&mut self) -> Vec<Client> {
-        let is_behind = |client: &Client| matches!(client.feed, Feed::Behind { .. } | Feed::Queued(_));
+        let is_behind = |client: &Client| matches!(client.feed, Feed::Behind(_) | Feed::Queued(_));
         std::mem::take(&mut self.clients).into_iter().filter(is_behind).collect()
     }
 }
@@ -283,7 +283,7 @@ impl Client {
 
     fn needs(&self) -> Option<u64> {
         match &self.feed {
-            Feed::Behind { cursor, .. } => Some(cursor.at.generation),
+            Feed::Behind(place) => Some(place.mark.at.generation),
             _ => None,
         }
     }
@@ -292,12 +292,7 @@ impl Client {
     fn offer(&mut self, registry: &Registry, stream: Stream, chunk: &[u8], recorded: Recorded) -> bool {
         match (&mut self.feed, recorded) {
             (Feed::Live, _) => {}
-            (Feed::Deaf, _) => return true,
-            (Feed::Behind { stop, .. }, Recorded::Lost(at)) => {
-                stop.get_or_insert(at);
-                return true;
-            }
-            (Feed::Behind { .. }, _) => return true,
+            (Feed::Deaf | Feed::Behind(_), _) => return true,
             (Feed::Queued(pending), _) => {
                 pending[stream.index()].extend_from_slice(chunk);
                 return true;
@@ -309,14 +304,18 @@ impl Client {
             Err(_) => return false,
         };
         self.feed = match recorded {
-            Recorded::At(at) => Feed::Behind { cursor: Cursor { at, skip: sent }, stop: None },
+            Recorded::At(begin) => {
+                let mut place = Place::from(begin);
+                place.from[stream.index()] += sent as u64;
+                Feed::Behind(place)
+            }
             Recorded::Nowhere => {
                 let mut pending = [Vec::new(), Vec::new()];
                 pending[stream.index()].extend_from_slice(&chunk[sent..]);
                 self.stalled = Some(Instant::now());
                 Feed::Queued(pending)
             }
-            Recorded::Lost(_) => {
+            Recorded::Lost => {
                 crate::warn!("Disconnected an attach client: the log lost what it would need");
                 return false;
             }
@@ -337,8 +336,8 @@ impl Client {
         let socket = self.socket.as_fd();
         let (turn, live) = match &mut self.feed {
             Feed::Live | Feed::Deaf => return Turn::Wait,
-            Feed::Behind { cursor, stop } => match log {
-                Some(log) => serve_log(socket, log, cursor, *stop, buffer),
+            Feed::Behind(place) => match log {
+                Some(log) => serve_log(socket, log, place, buffer),
                 None => (Turn::Closed, false),
             },
             Feed::Queued(pending) => {
@@ -359,27 +358,22 @@ impl Client {
 }
 
 /// From the log; the second value says that the client has all there is.
-fn serve_log(
-    socket: BorrowedFd<'_>,
-    log: &LogFile,
-    cursor: &mut Cursor,
-    stop: Option<Position>,
-    buffer: &mut [u8],
-) -> (Turn, bool) {
+fn serve_log(socket: BorrowedFd<'_>, log: &LogFile, place: &mut Place, buffer: &mut [u8]) -> (Turn, bool) {
     let mut done = 0;
     while done < QUANTUM {
-        match history::window(log, *cursor, stop, buffer, PACKET) {
-            Window::End => return (Turn::Wait, true),
-            Window::Gone => return (Turn::Closed, false),
-            Window::Pieces(pieces, next) => match send_pieces(socket, &pieces, buffer) {
+        match history::read(log, place, [true; 2], buffer, PACKET) {
+            Read::End => return (Turn::Wait, true),
+            // This protocol cannot say what is missing.
+            Read::Gap { .. } => return (Turn::Closed, false),
+            Read::Chunks(chunks, next) => match send_chunks(socket, &chunks, buffer) {
                 Err(_) => return (Turn::Closed, false),
                 Ok(sent) => {
-                    let all = pieces.last().map_or(0, |piece| piece.end);
+                    let all = chunks.last().map_or(0, |chunk| chunk.end);
                     if sent < all {
-                        cursor.skip += sent;
+                        place.advance(&chunks, sent);
                         return (Turn::Wait, false);
                     }
-                    *cursor = next;
+                    *place = next;
                     done += all.max(1);
                 }
             },
@@ -423,14 +417,14 @@ fn send(socket: BorrowedFd<'_>, stream: Stream, bytes: &[u8]) -> io::Result<usiz
     Ok(sent)
 }
 
-/// Sends pieces in order; returns how many bytes of payload were taken.
-fn send_pieces(socket: BorrowedFd<'_>, pieces: &[Piece], buffer: &[u8]) -> io::Result<usize> {
+/// Sends chunks in order; returns how many bytes of payload were taken.
+fn send_chunks(socket: BorrowedFd<'_>, chunks: &[Chunk], buffer: &[u8]) -> io::Result<usize> {
     let mut sent = 0;
-    for run in pieces.chunk_by(|a, b| a.stream == b.stream) {
+    for run in chunks.chunk_by(|a, b| a.stream == b.stream) {
         for batch in run.chunks(PACKETS_MAX) {
             let mut parts: [&[u8]; PACKETS_MAX] = [&[]; PACKETS_MAX];
-            for (slot, piece) in parts.iter_mut().zip(batch) {
-                *slot = &buffer[piece.start..piece.end];
+            for (slot, chunk) in parts.iter_mut().zip(batch) {
+                *slot = &buffer[chunk.start..chunk.end];
             }
             let taken = send_batch(socket, batch[0].stream, &parts[..batch.len()])?;
             sent += parts[..taken].iter().map(|part| part.len()).sum::<usize>();

@@ -1,18 +1,69 @@
-//! Reads the CRI log back, so that a client that fell behind misses nothing.
+//! Reads the CRI log back, so that nobody who fell behind or came late misses anything.
 //!
-//! The log is the only copy of what the container said: a client that is behind remembers a [`Cursor`] instead of
-//! bytes, and is served from the file at its own pace.
+//! The log is the only copy of what the container said: a reader remembers a [`Place`] instead of bytes, and is served
+//! from the files at its own pace. What the log lost, or what was taken away from us, is a gap with exact offsets.
+
+mod search;
+
+use std::os::fd::OwnedFd;
 
 use nix::sys::uio::pread;
 
-use super::file::{LogFile, Position};
+use super::file::{Beside, LogFile, Mark, Position, physical};
 use crate::stream::Stream;
+pub use search::{Ask, Search};
 
-/// Where a reader is: a record boundary, and how many of the container's bytes behind it are done already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cursor {
-    pub at: Position,
-    pub skip: usize,
+/// Where a reader is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Where to read on.
+    pub mark: Mark,
+    /// What lies before these offsets is done, or not wanted.
+    pub from: [u64; 2],
+}
+
+impl Place {
+    /// The first byte of all, whether or not it is still known.
+    pub const START: Place =
+        Place { mark: Mark { at: Position { generation: 0, offset: 0 }, offsets: [0; 2] }, from: [0; 2] };
+
+    /// The offset of each stream's next byte.
+    pub fn next(&self) -> [u64; 2] {
+        [0, 1].map(|index| self.mark.offsets[index].max(self.from[index]))
+    }
+
+    /// Remembers that the first `bytes` of `chunks`, which were read here, are done.
+    pub fn advance(&mut self, chunks: &[Chunk], mut bytes: usize) {
+        for chunk in chunks {
+            let taken = bytes.min(chunk.end - chunk.start);
+            self.from[chunk.stream.index()] = chunk.offset + taken as u64;
+            bytes -= taken;
+            if bytes == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Goes on at a mark further on; if bytes of a wanted stream lie between, they are a gap, one stream at a time.
+    fn jump(&mut self, mark: Mark, wanted: [bool; 2]) -> Option<Read> {
+        let next = self.next();
+        for stream in Stream::ALL {
+            let index = stream.index();
+            if wanted[index] && next[index] < mark.offsets[index] {
+                self.from[index] = mark.offsets[index];
+                let (offset, lost) = (next[index], mark.offsets[index] - next[index]);
+                return Some(Read::Gap { stream, offset, lost, next: *self });
+            }
+        }
+        self.mark = mark;
+        None
+    }
+}
+
+impl From<Mark> for Place {
+    fn from(mark: Mark) -> Place {
+        Place { mark, from: mark.offsets }
+    }
 }
 
 /// One record of a CRI log.
@@ -59,129 +110,114 @@ fn parse(line: &[u8]) -> Option<Record<'_>> {
 
 /// A run of bytes of one stream, ready to be sent: at most as long as a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct Chunk {
     pub stream: Stream,
+    /// Which byte of the stream the first one is.
+    pub offset: u64,
+    /// Where the bytes are in the buffer.
     pub start: usize,
     pub end: usize,
 }
 
-/// What is at a cursor.
-#[derive(Debug)]
-pub enum Window {
-    /// Pieces of `buffer`, in order, and the cursor behind all of them.
-    Pieces(Vec<Piece>, Cursor),
-    /// Nothing: the cursor is at the end of the log.
+/// What is at a place.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Read {
+    /// Chunks of the buffer, in order, and the place behind all of them. There may be none although there is more to
+    /// read: nothing was wanted of a whole buffer.
+    Chunks(Vec<Chunk>, Place),
+    /// So many bytes of a stream cannot be had any more.
+    Gap { stream: Stream, offset: u64, lost: u64, next: Place },
+    /// Nothing: the place is at the end of the log.
     End,
-    /// What the cursor needs cannot be read any more.
-    Gone,
 }
 
-/// Reads a window of the log at `cursor` into `buffer` (64 KiB or more) and cuts it into pieces of at most
-/// `piece_max` bytes. `stop` is a place where the log lost bytes: nothing is read beyond it.
-pub fn window(log: &LogFile, cursor: Cursor, stop: Option<Position>, buffer: &mut [u8], piece_max: usize) -> Window {
-    let mut at = cursor.at;
+/// Reads the log at `place` into `buffer` (64 KiB or more: it must hold a record) and cuts what is wanted into chunks of
+/// at most `piece_max` bytes. Bytes and gaps of a wanted stream follow each other without a hole.
+pub fn read(log: &LogFile, place: &Place, wanted: [bool; 2], buffer: &mut [u8], piece_max: usize) -> Read {
+    let mut place = *place;
     loop {
-        let Some((file, mut end, more)) = log.at(at) else { return Window::Gone };
-        if let Some(stop) = stop
-            && stop.generation == at.generation
-        {
-            end = end.min(stop.offset);
-        }
-        if at.offset >= end {
-            match (stop, more) {
-                (Some(stop), _) if at >= stop => return Window::Gone,
-                (_, true) => {
-                    let Some(next) = log.begin(at.generation + 1) else { return Window::Gone };
-                    at = next;
-                    continue;
+        let mark = match log.ahead(place.mark) {
+            Beside::Nothing => return Read::End,
+            Beside::Jump(mark) => mark,
+            Beside::Records(limit) => match fetch(log, place.mark.at, limit.at, buffer) {
+                Err(end) => end,
+                Ok(count) => {
+                    let chunks = cut(buffer, count, &mut place, limit, wanted, piece_max);
+                    match chunks {
+                        Some(chunks) => return Read::Chunks(chunks, place),
+                        // What stands there is not what we wrote.
+                        None => limit,
+                    }
                 }
-                _ => return Window::End,
-            }
-        }
-        let want = usize::try_from(end - at.offset).unwrap_or(usize::MAX).min(buffer.len());
-        let Ok(offset) = i64::try_from(at.offset) else { return Window::Gone };
-        // Still to be done in the next file, if the cursor was at the end of its own: nothing was read there.
-        let skip = cursor.skip;
-        return match pread(&file, &mut buffer[..want], offset) {
-            Ok(count) if count > 0 => cut(buffer, count, Cursor { at, skip }, piece_max),
-            // Cut short behind our back, or unreadable.
-            _ => Window::Gone,
+            },
         };
+        if let Some(gap) = place.jump(mark, wanted) {
+            return gap;
+        }
     }
 }
 
-/// Moves the payload of the records in `buffer[..count]` to its front and lists it as pieces.
-fn cut(buffer: &mut [u8], count: usize, cursor: Cursor, piece_max: usize) -> Window {
-    let mut pieces: Vec<Piece> = Vec::new();
-    let (mut read, mut put, mut skip) = (0, 0, cursor.skip);
+/// Reads what is between two places of one file, or its beginning; the error is where that file ends for us.
+fn fetch(log: &LogFile, at: Position, limit: Position, buffer: &mut [u8]) -> Result<usize, Mark> {
+    let file = log.file_of(at.generation);
+    let extent = log.extent(at.generation).ok_or(log.end())?;
+    let want = usize::try_from(limit.offset - at.offset).unwrap_or(usize::MAX).min(buffer.len());
+    let count = file.and_then(|file| read_at(&file, physical(at.offset, extent.shift)?, &mut buffer[..want]));
+    count.filter(|count| *count == want).ok_or(extent.end)
+}
+
+fn read_at(file: &OwnedFd, at: i64, buffer: &mut [u8]) -> Option<usize> {
+    pread(file, buffer, at).ok()
+}
+
+/// Moves the wanted payload of the records in `buffer[..count]` to its front, lists it as chunks, and brings `place`
+/// behind the last record; `None` if there is no record at all.
+fn cut(
+    buffer: &mut [u8],
+    count: usize,
+    place: &mut Place,
+    limit: Mark,
+    wanted: [bool; 2],
+    piece_max: usize,
+) -> Option<Vec<Chunk>> {
+    let mut chunks: Vec<Chunk> = Vec::new();
+    let (mut read, mut put) = (0, 0);
     while let Parsed::Record(record) = record(&buffer[read..count]) {
         let Record { stream, payload, len } = record;
-        let skipped = skip.min(payload.len());
-        skip -= skipped;
-        let from = read + (payload.as_ptr() as usize - buffer[read..].as_ptr() as usize) + skipped;
-        let size = payload.len() - skipped;
-        buffer.copy_within(from..from + size, put);
-        add(&mut pieces, stream, put, size, piece_max);
-        put += size;
+        let index = stream.index();
+        let offset = place.mark.offsets[index];
+        let after = offset + payload.len() as u64;
+        if after > limit.offsets[index] {
+            break;
+        }
+        if wanted[index] && after > place.from[index] {
+            let first = offset.max(place.from[index]);
+            let size = usize::try_from(after - first).unwrap_or(payload.len());
+            let end = read + (payload.as_ptr() as usize - buffer[read..].as_ptr() as usize) + payload.len();
+            buffer.copy_within(end - size..end, put);
+            add(&mut chunks, Chunk { stream, offset: first, start: put, end: put + size }, piece_max);
+            put += size;
+        }
+        place.mark.offsets[index] = after;
         read += len;
     }
-    if read == 0 {
-        return Window::Gone;
-    }
-    let at = Position { offset: cursor.at.offset + read as u64, ..cursor.at };
-    Window::Pieces(pieces, Cursor { at, skip })
+    place.mark.at.offset += read as u64;
+    (read > 0).then_some(chunks)
 }
 
-fn add(pieces: &mut Vec<Piece>, stream: Stream, mut start: usize, mut size: usize, piece_max: usize) {
-    if let Some(last) = pieces.last_mut()
-        && last.stream == stream
+fn add(chunks: &mut Vec<Chunk>, mut more: Chunk, piece_max: usize) {
+    if let Some(last) = chunks.last_mut()
+        && last.stream == more.stream
     {
-        let room = (piece_max - (last.end - last.start)).min(size);
+        let room = (piece_max - (last.end - last.start)).min(more.end - more.start);
         last.end += room;
-        start += room;
-        size -= room;
+        more.start += room;
+        more.offset += room as u64;
     }
-    while size > 0 {
-        let len = size.min(piece_max);
-        pieces.push(Piece { stream, start, end: start + len });
-        start += len;
-        size -= len;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::log::k8s::K8sFile;
-    use crate::log::stamp::Stamper;
-    use crate::options::LogPolicy;
-
-    #[test]
-    fn a_place_within_a_chunk_survives_the_rotation_that_the_chunk_caused() {
-        let dir = tempfile::tempdir().unwrap();
-        let policy = LogPolicy {
-            size_max: Some(100),
-            global_size_max: None,
-            rotate: true,
-            max_files: 2,
-            allowlist: Vec::new(),
-            sync: false,
-            line_max: 80,
-            utc: true,
-            file_mode: 0o640,
-        };
-        let mut file = LogFile::open(&dir.path().join("log"), &policy, 0).unwrap();
-        file.hold = true;
-        let mut log = K8sFile::new(file, Stamper::new(true), policy.line_max);
-        let mut scratch = [0; 256];
-        log.write(&mut scratch, Stream::Stdout, &[b'x'; 50]).unwrap();
-        // No room: the file is rotated first, but the chunk begins where the old one ends.
-        let at = log.write(&mut scratch, Stream::Stdout, b"done, to do").unwrap();
-        let mut buffer = [0; 256];
-        let Window::Pieces(pieces, next) = window(&log.file, Cursor { at, skip: 6 }, None, &mut buffer, 8) else {
-            panic!("there is something to read")
-        };
-        assert_eq!(pieces, [Piece { stream: Stream::Stdout, start: 0, end: 5 }]);
-        assert_eq!((&buffer[..5], next), (&b"to do"[..], Cursor { at: log.file.end(), skip: 0 }));
+    while more.start < more.end {
+        let end = more.end.min(more.start + piece_max);
+        chunks.push(Chunk { end, ..more });
+        more.offset += (end - more.start) as u64;
+        more.start = end;
     }
 }

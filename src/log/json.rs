@@ -167,7 +167,7 @@ impl JsonFile {
     /// Writes the first `count` bytes of what is formatted, and makes room for the rest if that is needed.
     fn flush(&mut self, stream: Stream, count: usize) {
         if count > 0 {
-            self.file.append(stream, &self.records[..count], &mut self.format);
+            self.file.append(stream, &self.records[..count], 0, &mut self.format);
             self.records.drain(..count);
         }
         if self.file.is_full(0, self.records.len()) {

@@ -4,7 +4,7 @@
 //! container's line ends here and `P` if it goes on in the next record of the same stream. With our stamps of 35
 //! bytes and stream names of 6, what stands before the content is always [`HEADER`] bytes long.
 
-use super::file::{Format, LogFile, Position};
+use super::file::{Format, LogFile, Mark};
 use super::stamp::Stamper;
 use crate::stream::Stream;
 
@@ -91,28 +91,33 @@ impl K8sFile {
     /// Records one chunk; `out` is scratch space for at least one record.
     ///
     /// Returns where the chunk begins in the log, if all of it can be read back from there.
-    pub fn write(&mut self, out: &mut [u8], stream: Stream, chunk: &[u8]) -> Option<Position> {
+    pub fn write(&mut self, out: &mut [u8], stream: Stream, chunk: &[u8]) -> Option<Mark> {
         let (begin, lost) = (self.file.end(), self.file.lost());
         let header = Header::new(self.cri.0.cri(), stream);
-        let mut used = 0;
+        // Bytes in `out`, and how many of them are the container's.
+        let (mut used, mut payload) = (0, 0);
         for (content, full) in split(chunk, self.line_max) {
             let len = Header::record_len(content);
-            if self.file.is_capped(used) {
-                self.file.drop_capped(stream, content.len() + usize::from(full));
-                continue;
-            }
-            if used + len > out.len() || self.file.is_full(used, len) {
-                self.file.append(stream, &out[..used], &mut self.cri);
-                used = 0;
+            let capped = self.file.is_capped(used);
+            if capped || used + len > out.len() || self.file.is_full(used, len) {
+                if used > 0 {
+                    self.file.append(stream, &out[..used], payload, &mut self.cri);
+                    (used, payload) = (0, 0);
+                }
+                if capped {
+                    self.file.drop_capped(stream, content.len() + usize::from(full));
+                    continue;
+                }
                 if self.file.is_full(0, len) {
                     self.file.make_room();
                 }
             }
             header.put(&mut out[used..], content, full);
             used += len;
+            payload += content.len() as u64 + u64::from(full);
         }
         if used > 0 {
-            self.file.append(stream, &out[..used], &mut self.cri);
+            self.file.append(stream, &out[..used], payload, &mut self.cri);
         }
         (self.file.readable() && self.file.lost() == lost).then_some(begin)
     }

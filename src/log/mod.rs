@@ -12,7 +12,7 @@ use std::path::Path;
 
 use crate::options::{LogDriver, Options};
 use crate::stream::Stream;
-use file::{LogFile, Position};
+use file::{LogFile, Mark};
 use journald::Journald;
 use json::JsonFile;
 use k8s::K8sFile;
@@ -22,9 +22,9 @@ use stamp::Stamper;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recorded {
     /// All of it, from here.
-    At(Position),
-    /// The log lost some of it; this is where.
-    Lost(Position),
+    At(Mark),
+    /// The log lost some of it.
+    Lost,
     /// There is no log that can be read back exactly.
     Nowhere,
 }
@@ -86,7 +86,7 @@ impl Log {
         let Some(k8s) = &mut self.k8s else { return Recorded::Nowhere };
         match k8s.write(out, stream, chunk) {
             Some(at) => Recorded::At(at),
-            None => Recorded::Lost(k8s.file.end()),
+            None => Recorded::Lost,
         }
     }
 
