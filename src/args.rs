@@ -86,6 +86,7 @@ options! {
     "persist-dir" => persist_dir: Text,
     "replace-listen-pid" => replace_listen_pid: Flag,
     "restore" => restore: Text,
+    "rpc-socket" => rpc_socket: Text,
     "runtime" => runtime: Text,
     "runtime-arg" => runtime_args: List,
     "runtime-opt" or "restore-arg" => runtime_opts: List,

@@ -3,9 +3,15 @@
 //! A packet to a client is one byte for the stream (2 stdout or terminal, 3 stderr) and up to [`PACKET`] bytes of
 //! output; what a client sends is raw input. End of output is end of file.
 //!
+//! Clients of the Cap'n Proto service are served by the same means (`seat`): they may also ask for what was said before,
+//! and hear of bytes that cannot be had.
+//!
 //! No client holds up anything. The socket's own buffer is the only queue: a client whose socket is full is behind,
 //! remembers its place in the log, and is served from there until it is live again. Only where no log can be read
 //! back do clients hold up the stream they are behind in, which then is what the caller asked for.
+
+mod packets;
+mod seat;
 
 use std::fs;
 use std::io;
@@ -30,18 +36,20 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use crate::log::Recorded;
 use crate::log::file::LogFile;
-use crate::log::history::{self, Chunk, Place, Read};
+use crate::log::history::{Place, Search};
 use crate::options::Options;
+use crate::rpc::Target;
 use crate::source::Source;
 use crate::stdio::Turn;
 use crate::stream::Stream;
-use crate::sys::{self, PACKETS_MAX};
+use crate::sys;
+pub use seat::{History, Request, Seat};
 
 /// Bytes of output in one packet, the most that conmon's clients can take (they read 8193 bytes at once).
 pub const PACKET: usize = 7680;
 
 /// Log bytes that a client behind is served before others get their turn.
-const QUANTUM: usize = 512 * 1024;
+pub(crate) const QUANTUM: usize = 512 * 1024;
 
 /// Clients at once; one more is turned away.
 const CLIENTS_MAX: usize = 1024;
@@ -52,7 +60,8 @@ const SPARE: u64 = 8;
 /// The socket and those who are connected to it.
 #[derive(Debug)]
 pub struct Attach {
-    listener: OwnedFd,
+    /// conmon's socket, where there is one.
+    listener: Option<OwnedFd>,
     socket: PathBuf,
     link: Option<PathBuf>,
     clients: Vec<Client>,
@@ -65,7 +74,7 @@ pub struct Attach {
 #[derive(Debug)]
 pub struct Client {
     id: u32,
-    socket: OwnedFd,
+    line: Line,
     feed: Feed,
     /// There may be something to receive.
     pub readable: bool,
@@ -77,11 +86,22 @@ pub struct Client {
     stalled: Option<Instant>,
 }
 
+/// How a client is reached.
+#[derive(Debug)]
+enum Line {
+    /// conmon's protocol.
+    Packets(OwnedFd),
+    /// The Cap'n Proto service.
+    Service(Seat),
+}
+
 /// How a client gets its output.
 #[derive(Debug)]
 enum Feed {
     /// It has all there is.
     Live,
+    /// It is not known yet where what it asked for begins.
+    Looking(Search),
     /// From the log, up to the end or to a place where the log lost bytes.
     Behind(Place),
     /// From memory, where there is no log to read; the streams with something here wait.
@@ -106,8 +126,8 @@ impl Attach {
         let socket = bundle.join("attach");
         match listen_at(&socket, SockType::SeqPacket) {
             Ok(listener) => {
-                let spare_from = spare_from();
-                Ok(Attach { listener, socket, link, clients: Vec::new(), next: 0, spare_from })
+                let (listener, clients, spare_from) = (Some(listener), Vec::new(), spare_from());
+                Ok(Attach { listener, socket, link, clients, next: 0, spare_from })
             }
             Err(error) => {
                 link.as_deref().map(fs::remove_file);
@@ -116,9 +136,16 @@ impl Attach {
         }
     }
 
+    /// Without a socket: only clients of the service.
+    pub fn bare() -> Attach {
+        let (socket, clients) = (PathBuf::new(), Vec::new());
+        Attach { listener: None, socket, link: None, clients, next: 0, spare_from: spare_from() }
+    }
+
     /// Accepts one connection; `Again` while there may be more.
     pub fn accept(&mut self, registry: &Registry) -> Turn {
-        match accept4(self.listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+        let Some(listener) = &self.listener else { return Turn::Wait };
+        match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
             Ok(fd) => {
                 if let Err(reason) = self.admit(fd, registry) {
                     crate::warn!("Turned an attach client away: {reason}");
@@ -150,9 +177,23 @@ impl Attach {
         let id = self.next;
         self.next = self.next.wrapping_add(1);
         registry.register(&mut SourceFd(&socket.as_raw_fd()), Source::Client(id).token(), Interest::READABLE)?;
-        let client = Client { id, socket, feed: Feed::Live, readable: true, sending: true, left: false, stalled: None };
-        self.clients.push(client);
+        let (line, feed) = (Line::Packets(socket), Feed::Live);
+        self.clients.push(Client { id, line, feed, readable: true, sending: true, left: false, stalled: None });
         Ok(())
+    }
+
+    /// Takes a client of the service; its number.
+    pub fn seat(&mut self, seat: Seat, search: Option<Search>) -> Result<u32, String> {
+        if self.clients.len() >= CLIENTS_MAX {
+            return Err(format!("there are {CLIENTS_MAX} clients already"));
+        }
+        let id = self.next;
+        self.next = self.next.wrapping_add(1);
+        seat.remote.aim(Target::Client(id));
+        let (sending, feed) = (seat.types, search.map_or(Feed::Live, Feed::Looking));
+        let line = Line::Service(seat);
+        self.clients.push(Client { id, line, feed, readable: false, sending, left: false, stalled: None });
+        Ok(id)
     }
 
     pub fn client(&mut self, id: u32) -> Option<&mut Client> {
@@ -178,10 +219,10 @@ impl Attach {
         self.clients.iter().any(|client| client.id != id && client.sending)
     }
 
-    /// Passes a chunk on to everybody who is live, after the log had it.
-    pub fn offer(&mut self, registry: &Registry, stream: Stream, chunk: &[u8], recorded: Recorded) {
+    /// Passes a chunk on to everybody who is live, after the log had it; `offset` is that of its first byte.
+    pub fn offer(&mut self, registry: &Registry, stream: Stream, offset: u64, chunk: &[u8], recorded: Recorded) {
         for client in &mut self.clients {
-            if !client.offer(registry, stream, chunk, recorded) {
+            if !client.offer(registry, stream, offset, chunk, recorded) {
                 client.deafen();
             }
         }
@@ -234,22 +275,38 @@ impl Attach {
     /// Lets go of all clients that have everything; the others are returned.
     pub fn take_behind(&mut self) -> Vec<Client> {
         let is_behind = |client: &Client| matches!(client.feed, Feed::Behind(_) | Feed::Queued(_));
-        std::mem::take(&mut self.clients).into_iter().filter(is_behind).collect()
+        self.clients.extract_if(.., |client| client.socket().is_some()).filter(is_behind).collect()
+    }
+
+    /// Clients of the service.
+    pub fn seated(&self) -> Vec<u32> {
+        self.clients.iter().filter(|client| client.seat().is_some()).map(|client| client.id).collect()
+    }
+
+    /// conmon's socket.
+    pub fn path(&self) -> &Path {
+        &self.socket
+    }
+
+    pub fn clients(&self) -> impl Iterator<Item = &Client> {
+        self.clients.iter()
     }
 }
 
-impl AsFd for Attach {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+impl Attach {
+    /// conmon's socket, to be watched.
+    pub fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd)
     }
 }
 
 impl Client {
     /// Receives input into `buffer`.
     pub fn receive(&mut self, buffer: &mut [u8]) -> Received {
+        let Line::Packets(socket) = &self.line else { return Received::Nothing };
         // A peer that closed with our output unread leaves ECONNRESET in front of what it sent.
         for _ in 0..2 {
-            match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+            match recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => break,
                 Ok(count) => return Received::Bytes(count),
                 Err(Errno::EAGAIN) => {
@@ -269,7 +326,53 @@ impl Client {
         self.feed = Feed::Deaf;
         self.left = true;
         self.stalled = None;
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        if let Line::Packets(socket) = &self.line {
+            let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+        }
+    }
+
+    /// Its socket, if it has one of its own.
+    fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match &self.line {
+            Line::Packets(socket) => Some(socket.as_fd()),
+            Line::Service(_) => None,
+        }
+    }
+
+    /// What makes it a client of the service.
+    pub fn seat(&self) -> Option<&Seat> {
+        match &self.line {
+            Line::Packets(_) => None,
+            Line::Service(seat) => Some(seat),
+        }
+    }
+
+    /// True if it does not have all there is.
+    pub fn is_behind(&self) -> bool {
+        matches!(self.feed, Feed::Looking(_) | Feed::Behind(_) | Feed::Queued(_))
+    }
+
+    /// True if it may type.
+    pub fn types(&self) -> bool {
+        self.sending
+    }
+
+    /// Process at the other end.
+    pub fn pid(&self) -> i32 {
+        match &self.line {
+            Line::Packets(socket) => getsockopt(socket, PeerCredentials).map_or(0, |peer| peer.pid()),
+            Line::Service(seat) => seat.remote.pid,
+        }
+    }
+
+    /// Bytes that it has not taken yet, if the log ends at `end`.
+    pub fn behind_by(&self, end: [u64; 2]) -> u64 {
+        match &self.feed {
+            Feed::Live | Feed::Deaf => 0,
+            Feed::Looking(_) => end.iter().sum(),
+            Feed::Behind(place) => (0..2).map(|index| end[index].saturating_sub(place.next()[index])).sum(),
+            Feed::Queued(pending) => pending.iter().map(|queue| queue.len() as u64).sum(),
+        }
     }
 
     /// True if nothing can come from it or go to it any more.
@@ -289,33 +392,38 @@ impl Client {
     }
 
     /// False if the client cannot be kept.
-    fn offer(&mut self, registry: &Registry, stream: Stream, chunk: &[u8], recorded: Recorded) -> bool {
-        match (&mut self.feed, recorded) {
+    fn offer(&mut self, registry: &Registry, stream: Stream, offset: u64, chunk: &[u8], recorded: Recorded) -> bool {
+        match (&mut self.feed, &self.line) {
             (Feed::Live, _) => {}
-            (Feed::Deaf | Feed::Behind(_), _) => return true,
+            (Feed::Deaf | Feed::Looking(_) | Feed::Behind(_), _) => return true,
+            (Feed::Queued(_), Line::Service(seat)) if !seat.wants(stream) => return true,
             (Feed::Queued(pending), _) => {
                 pending[stream.index()].extend_from_slice(chunk);
                 return true;
             }
         }
-        let sent = match send(self.socket.as_fd(), stream, chunk) {
+        let answer = match &mut self.line {
+            Line::Packets(socket) => packets::send(socket.as_fd(), stream, chunk),
+            Line::Service(seat) => Ok(seat.send(stream, offset, chunk)),
+        };
+        let sent = match answer {
             Ok(sent) if sent == chunk.len() => return true,
             Ok(sent) => sent,
             Err(_) => return false,
         };
-        self.feed = match recorded {
-            Recorded::At(begin) => {
+        self.feed = match (recorded, &self.line) {
+            (Recorded::At(begin), _) | (Recorded::Lost(begin), Line::Service(_)) => {
                 let mut place = Place::from(begin);
                 place.from[stream.index()] += sent as u64;
                 Feed::Behind(place)
             }
-            Recorded::Nowhere => {
+            (Recorded::Nowhere, _) => {
                 let mut pending = [Vec::new(), Vec::new()];
                 pending[stream.index()].extend_from_slice(&chunk[sent..]);
                 self.stalled = Some(Instant::now());
                 Feed::Queued(pending)
             }
-            Recorded::Lost => {
+            (Recorded::Lost(_), Line::Packets(_)) => {
                 crate::warn!("Disconnected an attach client: the log lost what it would need");
                 return false;
             }
@@ -325,24 +433,33 @@ impl Client {
     }
 
     fn watch(&self, registry: &Registry, interest: Interest) {
+        let Line::Packets(socket) = &self.line else { return };
         let token = Source::Client(self.id).token();
-        if let Err(error) = registry.reregister(&mut SourceFd(&self.socket.as_raw_fd()), token, interest) {
+        if let Err(error) = registry.reregister(&mut SourceFd(&socket.as_raw_fd()), token, interest) {
             crate::warn!("Failed to watch an attach client: {error}");
         }
     }
 
     /// Sends what the client takes now: `Wait` when it is full or live again, `Closed` when it cannot be served.
     fn serve(&mut self, log: Option<&LogFile>, buffer: &mut [u8]) -> Turn {
-        let socket = self.socket.as_fd();
-        let (turn, live) = match &mut self.feed {
-            Feed::Live | Feed::Deaf => return Turn::Wait,
-            Feed::Behind(place) => match log {
-                Some(log) => serve_log(socket, log, place, buffer),
-                None => (Turn::Closed, false),
-            },
-            Feed::Queued(pending) => {
+        if let (Feed::Looking(search), Some(log)) = (&mut self.feed, log) {
+            let Some(place) = search.step(log, buffer) else { return Turn::Again };
+            self.feed = Feed::Behind(place);
+        }
+        let (turn, live) = match (&mut self.feed, &mut self.line, log) {
+            (Feed::Live | Feed::Deaf, ..) => return Turn::Wait,
+            (Feed::Looking(_) | Feed::Behind(_), _, None) => (Turn::Closed, false),
+            (Feed::Looking(_), ..) => (Turn::Again, false),
+            (Feed::Behind(place), Line::Packets(socket), Some(log)) => {
+                packets::serve_log(socket.as_fd(), log, place, buffer)
+            }
+            (Feed::Behind(place), Line::Service(seat), Some(log)) => seat.serve_log(log, place, buffer),
+            (Feed::Queued(pending), line, _) => {
                 let before: usize = pending.iter().map(Vec::len).sum();
-                let answer = serve_pending(socket, pending);
+                let answer = match line {
+                    Line::Packets(socket) => packets::serve_pending(socket.as_fd(), pending),
+                    Line::Service(seat) => seat.serve_pending(pending),
+                };
                 if pending.iter().map(Vec::len).sum::<usize>() < before {
                     self.stalled = Some(Instant::now());
                 }
@@ -357,95 +474,6 @@ impl Client {
     }
 }
 
-/// From the log; the second value says that the client has all there is.
-fn serve_log(socket: BorrowedFd<'_>, log: &LogFile, place: &mut Place, buffer: &mut [u8]) -> (Turn, bool) {
-    let mut done = 0;
-    while done < QUANTUM {
-        match history::read(log, place, [true; 2], buffer, PACKET) {
-            Read::End => return (Turn::Wait, true),
-            // This protocol cannot say what is missing.
-            Read::Gap { .. } => return (Turn::Closed, false),
-            Read::Chunks(chunks, next) => match send_chunks(socket, &chunks, buffer) {
-                Err(_) => return (Turn::Closed, false),
-                Ok(sent) => {
-                    let all = chunks.last().map_or(0, |chunk| chunk.end);
-                    if sent < all {
-                        place.advance(&chunks, sent);
-                        return (Turn::Wait, false);
-                    }
-                    *place = next;
-                    done += all.max(1);
-                }
-            },
-        }
-    }
-    (Turn::Again, false)
-}
-
-/// From memory; the second value says that the client has all there is.
-fn serve_pending(socket: BorrowedFd<'_>, pending: &mut [Vec<u8>; 2]) -> (Turn, bool) {
-    for stream in Stream::ALL {
-        let queue = &mut pending[stream.index()];
-        match send(socket, stream, queue) {
-            Ok(sent) if sent == queue.len() => *queue = Vec::new(),
-            Ok(sent) => {
-                queue.drain(..sent);
-                return (Turn::Wait, false);
-            }
-            Err(_) => return (Turn::Closed, false),
-        }
-    }
-    (Turn::Wait, true)
-}
-
-/// Sends as much of `bytes` as the socket takes, in packets.
-fn send(socket: BorrowedFd<'_>, stream: Stream, bytes: &[u8]) -> io::Result<usize> {
-    let mut sent = 0;
-    while sent < bytes.len() {
-        let mut parts: [&[u8]; PACKETS_MAX] = [&[]; PACKETS_MAX];
-        let mut count = 0;
-        for (slot, part) in parts.iter_mut().zip(bytes[sent..].chunks(PACKET)) {
-            *slot = part;
-            count += 1;
-        }
-        let taken = send_batch(socket, stream, &parts[..count])?;
-        sent += parts[..taken].iter().map(|part| part.len()).sum::<usize>();
-        if taken < count {
-            break;
-        }
-    }
-    Ok(sent)
-}
-
-/// Sends chunks in order; returns how many bytes of payload were taken.
-fn send_chunks(socket: BorrowedFd<'_>, chunks: &[Chunk], buffer: &[u8]) -> io::Result<usize> {
-    let mut sent = 0;
-    for run in chunks.chunk_by(|a, b| a.stream == b.stream) {
-        for batch in run.chunks(PACKETS_MAX) {
-            let mut parts: [&[u8]; PACKETS_MAX] = [&[]; PACKETS_MAX];
-            for (slot, chunk) in parts.iter_mut().zip(batch) {
-                *slot = &buffer[chunk.start..chunk.end];
-            }
-            let taken = send_batch(socket, batch[0].stream, &parts[..batch.len()])?;
-            sent += parts[..taken].iter().map(|part| part.len()).sum::<usize>();
-            if taken < batch.len() {
-                return Ok(sent);
-            }
-        }
-    }
-    Ok(sent)
-}
-
-/// A full socket takes no packet; any other error means that the client is gone.
-fn send_batch(socket: BorrowedFd<'_>, stream: Stream, parts: &[&[u8]]) -> io::Result<usize> {
-    match sys::send_packets(socket, stream.packet_byte(), parts) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
-        // No memory for a socket buffer now: as good as full.
-        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(0),
-        answer => answer,
-    }
-}
-
 /// Serves clients that are behind, each to its last byte; for a process that has nothing else to do any more. Gives up
 /// when none takes anything for `patience`.
 pub fn serve_to_the_end(
@@ -457,7 +485,7 @@ pub fn serve_to_the_end(
     let timeout = patience.map_or(PollTimeout::NONE, |limit| PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX));
     while !clients.is_empty() {
         let mut polled: Vec<PollFd<'_>> =
-            clients.iter().map(|client| PollFd::new(client.socket.as_fd(), PollFlags::POLLOUT)).collect();
+            clients.iter().filter_map(Client::socket).map(|fd| PollFd::new(fd, PollFlags::POLLOUT)).collect();
         if poll(&mut polled, timeout) == Ok(0) {
             return;
         }
@@ -478,7 +506,7 @@ pub fn serve_to_the_end(
 
 /// The descriptors that [`serve_to_the_end`] needs.
 pub fn sockets(clients: &[Client]) -> impl Iterator<Item = RawFd> {
-    clients.iter().map(|client| client.socket.as_raw_fd())
+    clients.iter().filter_map(Client::socket).map(|fd| fd.as_raw_fd())
 }
 
 /// `<socket-dir>/<cuuid>` → bundle, the text as given. One of exactly 107 bytes loses its last one, as with conmon,

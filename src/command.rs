@@ -17,17 +17,32 @@ use crate::stream::Stream;
 #[derive(Debug, PartialEq)]
 pub enum Command {
     /// Sets the size of a session's terminal.
-    Resize { session: Id, rows: u16, cols: u16 },
+    Resize {
+        session: Id,
+        rows: u16,
+        cols: u16,
+    },
     /// Opens the logs again, or rotates them.
     ReopenLog,
     /// Sends a signal to a session's process.
-    Signal { session: Id, number: i32 },
+    Signal {
+        session: Id,
+        number: i32,
+    },
     /// Gives input to a session; answered when it has been taken.
-    Input { session: Id, bytes: Vec<u8> },
+    Input {
+        session: Id,
+        bytes: Vec<u8>,
+    },
     /// A session's stdin ends, behind what has been given to it.
-    CloseInput { session: Id },
+    CloseInput {
+        session: Id,
+    },
     /// Limits what a stream may log.
-    SetPolicy { stream: Stream, policy: Policy },
+    SetPolicy {
+        stream: Stream,
+        policy: Policy,
+    },
     Inspect,
     /// Answered when the container's end is recorded.
     Wait,
@@ -44,7 +59,10 @@ pub enum Command {
     /// Whoever started an exec has gone.
     Abandon(Id),
     /// Replaces the running program.
-    Upgrade { program: Option<PathBuf>, check_only: bool },
+    Upgrade {
+        program: Option<PathBuf>,
+        check_only: bool,
+    },
 }
 
 /// What comes of a request.

@@ -400,9 +400,15 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(read_all(&mut fifo), (vec![], Drained::Wait));
         writer(&path).write_all(b"1 10 20\n1 11").unwrap();
-        assert_eq!(read_all(&mut fifo), (vec![Command::Resize { session: CONTAINER, rows: 10, cols: 20 }], Drained::Wait));
+        assert_eq!(
+            read_all(&mut fifo),
+            (vec![Command::Resize { session: CONTAINER, rows: 10, cols: 20 }], Drained::Wait)
+        );
         writer(&path).write_all(b" 21\n").unwrap();
-        assert_eq!(read_all(&mut fifo), (vec![Command::Resize { session: CONTAINER, rows: 11, cols: 21 }], Drained::Wait));
+        assert_eq!(
+            read_all(&mut fifo),
+            (vec![Command::Resize { session: CONTAINER, rows: 11, cols: 21 }], Drained::Wait)
+        );
         // The last writer's leaving is no event.
         let mut polled = [nix::poll::PollFd::new(fifo.as_fd(), nix::poll::PollFlags::POLLIN)];
         assert_eq!(nix::poll::poll(&mut polled, 0u8), Ok(0));

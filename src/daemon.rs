@@ -192,7 +192,9 @@ fn prepare(options: &Options, environment: &Environment) -> Result<(Session, [Op
     prctl::set_child_subreaper(true).map_err(|error| format!("Failed to set as subreaper: {error}"))?;
     let mut stdio = match options.passthrough() {
         true => Stdio::default(),
-        false => Stdio::new(options.terminal, options.stdin).map_err(|error| format!("Failed to make pipes: {error}"))?,
+        false => {
+            Stdio::new(options.terminal, options.stdin).map_err(|error| format!("Failed to make pipes: {error}"))?
+        }
     };
     let theirs = std::mem::take(&mut stdio.theirs);
     Ok((session(options, stdio, environment)?, theirs))

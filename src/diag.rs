@@ -1,9 +1,10 @@
 //! The monitor's own diagnostics: stderr until it is detached, and syslog on request.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::Write;
 use std::os::unix::net::UnixDatagram;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// How much is said (`--log-level`); each level includes the ones before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +56,25 @@ struct Diag {
 
 static DIAG: OnceLock<Diag> = OnceLock::new();
 
+/// The last errors and warnings, for who asks later.
+static LAST: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+
+/// Complaints that are remembered.
+const LAST_MAX: usize = 8;
+
+/// The last errors and warnings, oldest first.
+pub fn last() -> Vec<String> {
+    LAST.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+}
+
+fn remember(message: fmt::Arguments<'_>) {
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.len() >= LAST_MAX {
+        last.pop_front();
+    }
+    last.push_back(message.to_string());
+}
+
 /// Sets level and syslog once. `ident` is the container ID (and tag); syslog shows its first 20 characters.
 pub fn init(level: Level, syslog: bool, ident: &str) {
     let syslog = syslog.then(connect_syslog).flatten().map(|socket| (socket, ident.chars().take(20).collect()));
@@ -71,6 +91,9 @@ fn connect_syslog() -> Option<UnixDatagram> {
 
 /// Says `message` if `level` is wanted; use the macros `error!`, `warn!`, `info!`, `debug!`.
 pub fn say(level: Level, message: fmt::Arguments<'_>) {
+    if level <= Level::Warning {
+        remember(message);
+    }
     let (wanted, syslog) = match DIAG.get() {
         Some(diag) => (diag.level, diag.syslog.as_ref()),
         None => (Level::Warning, None),

@@ -226,7 +226,8 @@ impl Exec {
     /// Kills it and all that came from it.
     pub fn kill(&mut self) {
         // By inode, since who holds the other ends has them by another number.
-        let pipes: Vec<u64> = self.session.outputs.iter().flatten().filter(|output| !output.is_tty()).filter_map(inode).collect();
+        let pipes: Vec<u64> =
+            self.session.outputs.iter().flatten().filter(|output| !output.is_tty()).filter_map(inode).collect();
         match &self.session.process {
             Some(process) => kill::tree(process, false),
             None => self.session.signal(libc::SIGKILL),

@@ -2,9 +2,12 @@
 
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use mio::Events;
 
 use crate::attach::{self, Client};
 use crate::exit::{End, Published, Record};
@@ -35,9 +38,10 @@ pub fn finish(mut monitor: Box<Monitor<'_>>, inherited: &[RawFd]) -> u8 {
     let published = record(&monitor, end);
     final_report(&mut monitor, end);
     let behind = leave_clients(&mut monitor);
-    serve_the_rest(&mut monitor, behind);
     monitor.log.sync();
     published.into_iter().for_each(Published::sync);
+    close_service(&mut monitor);
+    serve_the_rest(&mut monitor, behind);
     close_link(&monitor);
     run_exit_command(&monitor, end.exit_status())
 }
@@ -48,6 +52,7 @@ fn give_up(mut monitor: Box<Monitor<'_>>) -> u8 {
         monitor.reports.failed(&monitor.failure);
     }
     monitor.exit_files.abandon();
+    close_service(&mut monitor);
     // Removes its directory, which ending without destructors would leave behind.
     monitor.session.console = None;
     close_link(&monitor);
@@ -64,11 +69,13 @@ fn drain(monitor: &mut Monitor<'_>) {
         let (log, attach) = (&mut monitor.log, &mut monitor.attach);
         let (registry, out) = (monitor.poll.registry(), monitor.out_buffer.bytes());
         loop {
+            let mut offset = output.offset;
             let turn = output.pump(monitor.read_buffer.bytes(), |stream, chunk| {
                 let recorded = log.write(out, stream, chunk);
                 if let Some(attach) = attach.as_mut() {
-                    attach.offer(registry, stream, chunk, recorded);
+                    attach.offer(registry, stream, offset, chunk, recorded);
                 }
+                offset += chunk.len() as u64;
                 true
             });
             if turn != Turn::Again || output.offset >= until {
@@ -125,23 +132,80 @@ fn final_report(monitor: &mut Monitor<'_>, end: End) {
     monitor.reports.ended(end.status(), message);
 }
 
-/// Leaves clients that are behind to a process of their own, which has nothing but them and the log.
-fn serve_the_rest(monitor: &mut Monitor<'_>, behind: Vec<Client>) {
-    if behind.is_empty() {
+/// Tells clients of the service how it ended; what they do not take at once is left for later.
+fn close_service(monitor: &mut Monitor<'_>) {
+    let Some(service) = &monitor.service else { return };
+    service.unlink();
+    if !service.is_used() {
         return;
     }
-    match sys::fork() {
-        Ok(Fork::Parent(_)) => {}
-        Ok(Fork::Child) => {
+    monitor.answer_waiters(true);
+    let mut events = Events::with_capacity(16);
+    let deadline = Instant::now() + FAREWELL;
+    monitor.serve();
+    while Instant::now() < deadline && monitor.is_owed() {
+        monitor.end_seats();
+        monitor.step(&mut events, Some(SILENCE));
+        // The container's end is the end of its execs, which takes a moment; who asked for them hears of it.
+        if events.is_empty() && !monitor.is_executing() {
+            break;
+        }
+    }
+    monitor.give_up_execs();
+    monitor.serve();
+}
+
+/// A client that takes nothing for so long is left to a process of its own.
+const SILENCE: Duration = Duration::from_millis(5);
+
+/// What clients of the service get of the monitor's time at the end.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// Leaves clients that are behind to a process of their own, which has nothing but them and the log; those of the service
+/// to another one.
+fn serve_the_rest(monitor: &mut Monitor<'_>, behind: Vec<Client>) {
+    if monitor.is_owed() {
+        apart(monitor, serve_seats);
+    }
+    if !behind.is_empty() {
+        apart(monitor, |monitor| {
             let log = monitor.log.k8s.take().map(|k8s| k8s.file);
             let needed: Vec<RawFd> =
                 attach::sockets(&behind).chain(log.iter().flat_map(|log| log.descriptors())).collect();
             sys::close_all_but(&needed);
-            sys::detach_signals();
             attach::serve_to_the_end(behind, log, monitor.read_buffer.bytes(), monitor.options.attach_stall_timeout);
+        });
+    }
+}
+
+/// Does something in a process of its own, whose end nobody waits for.
+fn apart(monitor: &mut Monitor<'_>, work: impl FnOnce(&mut Monitor<'_>)) {
+    match sys::fork() {
+        Ok(Fork::Parent(_)) => {}
+        Ok(Fork::Child) => {
+            sys::detach_signals();
+            work(monitor);
             sys::end(0);
         }
-        Err(error) => crate::warn!("Failed to leave slow attach clients to a process of their own: {error}"),
+        Err(error) => crate::warn!("Failed to leave slow clients to a process of their own: {error}"),
+    }
+}
+
+/// Serves clients of the service to their last byte. The event queue goes on to work: it is ours alone when the monitor
+/// has ended.
+fn serve_seats(monitor: &mut Monitor<'_>) {
+    let mut needed: Vec<RawFd> = vec![monitor.poll.as_raw_fd()];
+    needed.extend(monitor.service.iter().flat_map(|service| service.sockets()));
+    needed.extend(monitor.log.k8s.iter().flat_map(|k8s| k8s.file.descriptors()));
+    needed.extend(monitor.execs.descriptors());
+    sys::close_all_but(&needed);
+    let mut events = Events::with_capacity(16);
+    while monitor.is_owed() {
+        monitor.end_seats();
+        monitor.step(&mut events, monitor.options.attach_stall_timeout);
+        if events.is_empty() && monitor.options.attach_stall_timeout.is_some() {
+            return;
+        }
     }
 }
 

@@ -186,16 +186,18 @@ impl<'a> Monitor<'a> {
         self.begin();
         while !self.session.phase.is_over() {
             let before = self.session.phase;
-            self.step(&mut events);
+            self.step(&mut events, None);
             if before == Phase::Starting && self.session.phase == Phase::Running {
                 sys::release_memory();
             }
         }
     }
 
-    /// Sleeps until something happens, and does what it asks for.
-    pub fn step(&mut self, events: &mut Events) {
-        let timeout = if self.ready.is_empty() { self.next_deadline() } else { Some(Duration::ZERO) };
+    /// Sleeps until something happens, but not longer than `limit`, and does what it asks for.
+    pub fn step(&mut self, events: &mut Events, limit: Option<Duration>) {
+        let deadlines = [self.timers.next(), self.execs.next(), limit];
+        let next = deadlines.into_iter().flatten().min();
+        let timeout = if self.ready.is_empty() { next } else { Some(Duration::ZERO) };
         if let Err(error) = self.poll.poll(events, timeout)
             && error.kind() != io::ErrorKind::Interrupted
         {
@@ -208,13 +210,6 @@ impl<'a> Monitor<'a> {
         }
         self.turn();
         self.serve();
-    }
-
-    fn next_deadline(&self) -> Option<Duration> {
-        match (self.timers.next(), self.execs.next()) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        }
     }
 
     fn mark(&mut self, source: Source, read_closed: bool, write_closed: bool) {
@@ -326,7 +321,9 @@ impl<'a> Monitor<'a> {
         let ctl = Fifo::create(bundle, "ctl", Kind::Ctl).map_err(|error| error.to_string())?;
         let winsz = Fifo::create(bundle, "winsz", Kind::Winsz).map_err(|error| error.to_string())?;
         let registry = self.poll.registry();
-        watch(registry, &attach, Source::Listener, Interest::READABLE)
+        let listened =
+            attach.listener().map_or(Ok(()), |fd| watch(registry, &fd, Source::Listener, Interest::READABLE));
+        listened
             .and_then(|()| watch(registry, &ctl, Source::Ctl, Interest::READABLE))
             .and_then(|()| watch(registry, &winsz, Source::Winsz, Interest::READABLE))
             .map_err(|error| format!("Failed to watch attach socket and FIFOs in {}: {error}", bundle.display()))?;
@@ -473,17 +470,20 @@ impl<'a> Monitor<'a> {
         let room = limit.filter(|_| !drops).map_or(READ_BUFFER, |room| usize::try_from(room).unwrap_or(READ_BUFFER));
         let buffer = self.read_buffer.bytes();
         let room = room.min(buffer.len()).max(output.ahead().len() + 1);
-        let mut left = limit.unwrap_or(u64::MAX);
+        let (mut left, mut at) = (limit.unwrap_or(u64::MAX), before);
         let turn = output.pump(&mut buffer[..room], |stream, chunk| {
             if starting && stream == Stream::Stderr {
                 complaint.add(chunk);
             }
             let size = chunk.len() as u64;
-            let recorded = if drops && size > left { log.drop(stream, chunk) } else { log.write(out, stream, chunk) };
+            let recorded =
+                if drops && size > left { log.leave_out(stream, chunk) } else { log.write(out, stream, chunk) };
             left = left.saturating_sub(size);
             meter.pass(size);
+            let offset = at;
+            at += size;
             let Some(attach) = attach.as_mut().filter(|attach| !attach.is_empty()) else { return drops || left > 0 };
-            attach.offer(registry, stream, chunk, recorded);
+            attach.offer(registry, stream, offset, chunk, recorded);
             !attach.holds_up(stream) && (drops || left > 0)
         });
         self.busy |= output.offset - before > KEPT as u64;

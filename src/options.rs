@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::{AccessFlags, access};
@@ -68,6 +68,27 @@ pub enum LogDriver {
     Journald,
     Passthrough,
     None,
+}
+
+/// Where the Cap'n Proto service is (`--rpc-socket`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RpcSocket {
+    /// `conward.sock` in the bundle.
+    InBundle,
+    At(PathBuf),
+    /// Nowhere.
+    None,
+}
+
+impl RpcSocket {
+    fn of(typed: Option<OsString>) -> Result<RpcSocket, Refusal> {
+        match typed {
+            None => Ok(RpcSocket::InBundle),
+            Some(text) if text == "none" => Ok(RpcSocket::None),
+            Some(text) if Path::new(&text).is_absolute() => Ok(RpcSocket::At(text.into())),
+            Some(_) => Err(Refusal::early("rpc-socket must be an absolute path or none")),
+        }
+    }
 }
 
 /// Limits and manners of the log files.
@@ -148,6 +169,8 @@ pub struct Options {
     pub syslog: bool,
     /// `--attach-stall-timeout`: disconnect a client that takes nothing for so long, where there is no readable log.
     pub attach_stall_timeout: Option<Duration>,
+    /// `--rpc-socket`: where the service is.
+    pub rpc_socket: RpcSocket,
     /// `--history-held-max`: bytes of rotated, unlinked log that are kept for clients that are behind.
     pub history_held_max: u64,
 }
@@ -225,6 +248,7 @@ impl Options {
             log_level,
             syslog: args.syslog,
             attach_stall_timeout: seconds(attach_stall_timeout),
+            rpc_socket: RpcSocket::of(args.rpc_socket)?,
             history_held_max: history_held_max.map_or(HISTORY_HELD_MAX, i64::unsigned_abs),
         })
     }

@@ -195,7 +195,7 @@ impl Scene {
     fn write(&mut self, stream: Stream, chunk: &[u8]) {
         let begin = self.log.file.end();
         self.said[stream.index()].extend(chunk);
-        if let Some(mark) = self.log.write(&mut self.out, stream, chunk) {
+        if let (mark, true) = self.log.write(&mut self.out, stream, chunk) {
             assert_eq!(mark, begin);
         }
     }

@@ -99,7 +99,8 @@ fuzz_target!(|data: &[u8]| {
     let late = dice.below(16);
     for (number, (stream, chunk)) in dice.chunks().into_iter().enumerate() {
         let cut = usize::from(chunk[0]);
-        let begin = log.write(&mut out, stream, chunk).expect("nothing was lost");
+        let (begin, whole) = log.write(&mut out, stream, chunk);
+        assert!(whole, "nothing was lost");
         for client in &mut clients {
             client.due[stream.index()].extend_from_slice(chunk);
         }

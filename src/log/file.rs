@@ -62,6 +62,8 @@ pub struct LogFile {
     unnoted: [u64; 2],
     /// Payload that the log could not take, ever.
     lost: [u64; 2],
+    /// Something was left out on purpose, and no note says so yet.
+    owing: bool,
     retry_at: Option<Instant>,
     past: Past,
     /// Somebody may need the file that a rotation replaces.
@@ -92,6 +94,7 @@ impl LogFile {
             torn: 0,
             unnoted: [0; 2],
             lost: [0; 2],
+            owing: false,
             retry_at: None,
             past: Past::default(),
             hold: false,
@@ -101,6 +104,30 @@ impl LogFile {
     /// True if what was written can be read back exactly.
     pub fn readable(&self) -> bool {
         self.readable && self.error.is_none()
+    }
+
+    /// Why it takes nothing now.
+    pub fn error(&self) -> Option<Errno> {
+        self.error
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of the current file, and how many files there were before it.
+    pub fn size(&self) -> (u64, u64) {
+        (self.size.saturating_add_signed(self.span.get().shift), self.generation)
+    }
+
+    /// Inode of the current file.
+    pub fn inode(&self) -> u64 {
+        fstat(&*self.file).map_or(0, |stat| stat.st_ino)
+    }
+
+    /// Places where bytes are missing, as far as they are remembered.
+    pub fn gaps(&self) -> usize {
+        self.past.gaps()
     }
 
     /// Payload bytes that could not be recorded, per stream.
@@ -126,9 +153,17 @@ impl LogFile {
         self.miss(stream, payload as u64);
     }
 
+    /// Leaves payload out that a policy keeps from the log; the next record is preceded by a note.
+    #[inline(never)]
+    pub fn leave_out(&mut self, stream: Stream, payload: usize) {
+        self.unnoted[stream.index()] += payload as u64;
+        self.owing = true;
+        self.miss(stream, payload as u64);
+    }
+
     /// Appends whole records of one stream with `payload` bytes of the container's in them (0 where nobody reads back).
     pub fn append(&mut self, stream: Stream, records: &[u8], payload: u64, format: &mut impl Format) {
-        if self.error.is_some() && !self.recover(format) {
+        if (self.error.is_some() || self.owing) && !self.recover(format) {
             self.lose(stream, records, format);
             return;
         }
@@ -204,7 +239,7 @@ impl LogFile {
             return false;
         }
         let [stdout, stderr] = self.unnoted;
-        let reason = self.error.map_or("", Errno::desc);
+        let reason = self.error.map_or("over the limit", Errno::desc);
         let text = format!("conward: lost {stdout} bytes of stdout and {stderr} bytes of stderr: {reason}");
         let note = format.note(&text);
         let (written, error) = write_all(&self.file, &note);
@@ -217,14 +252,16 @@ impl LogFile {
         self.past.note(self.end(), written as u64);
         self.advance(written);
         self.unnoted = [0; 2];
-        self.error = None;
-        crate::warn!("Log {} is written again", self.path.display());
+        self.owing = false;
+        if self.error.take().is_some() {
+            crate::warn!("Log {} is written again", self.path.display());
+        }
         true
     }
 
     /// The last attempt to say what was lost, at the end.
     pub fn finish(&mut self, format: &mut impl Format) {
-        if self.error.is_some() {
+        if self.error.is_some() || self.owing {
             self.recover(format);
         }
     }

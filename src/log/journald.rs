@@ -98,6 +98,11 @@ impl Journald {
         }
     }
 
+    /// Counts text that a policy keeps from the journal.
+    pub fn leave_out(&mut self, stream: Stream, bytes: usize) {
+        self.refused[stream.index()] += bytes as u64;
+    }
+
     /// The container's bytes that journald did not take, per stream.
     pub fn lost(&self) -> [u64; 2] {
         self.refused

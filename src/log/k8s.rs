@@ -65,6 +65,8 @@ pub struct K8sFile {
     pub file: LogFile,
     cri: Cri,
     line_max: usize,
+    /// Records made of each stream.
+    pub records: [u64; 2],
 }
 
 #[derive(Debug)]
@@ -85,17 +87,17 @@ impl Format for Cri {
 
 impl K8sFile {
     pub fn new(file: LogFile, stamper: Stamper, line_max: usize) -> K8sFile {
-        K8sFile { file, cri: Cri(stamper), line_max }
+        K8sFile { file, cri: Cri(stamper), line_max, records: [0; 2] }
     }
 
     /// Records one chunk; `out` is scratch space for at least one record.
     ///
-    /// Returns where the chunk begins in the log, if all of it can be read back from there.
-    pub fn write(&mut self, out: &mut [u8], stream: Stream, chunk: &[u8]) -> Option<Mark> {
+    /// Returns where the chunk begins in the log, and whether all of it can be read back from there.
+    pub fn write(&mut self, out: &mut [u8], stream: Stream, chunk: &[u8]) -> (Mark, bool) {
         let (begin, lost) = (self.file.end(), self.file.lost());
         let header = Header::new(self.cri.0.cri(), stream);
         // Bytes in `out`, and how many of them are the container's.
-        let (mut used, mut payload) = (0, 0);
+        let (mut used, mut payload, mut records) = (0, 0, 0);
         for (content, full) in split(chunk, self.line_max) {
             let len = Header::record_len(content);
             let capped = self.file.is_capped(used);
@@ -114,12 +116,14 @@ impl K8sFile {
             }
             header.put(&mut out[used..], content, full);
             used += len;
+            records += 1;
             payload += content.len() as u64 + u64::from(full);
         }
         if used > 0 {
             self.file.append(stream, &out[..used], payload, &mut self.cri);
         }
-        (self.file.readable() && self.file.lost() == lost).then_some(begin)
+        self.records[stream.index()] += records;
+        (begin, self.file.readable() && self.file.lost() == lost)
     }
 
     pub fn finish(&mut self) {

@@ -23,8 +23,8 @@ use stamp::Stamper;
 pub enum Recorded {
     /// All of it, from here.
     At(Mark),
-    /// The log lost some of it.
-    Lost,
+    /// The log lost some of it; this is where it begins.
+    Lost(Mark),
     /// There is no log that can be read back exactly.
     Nowhere,
 }
@@ -85,9 +85,24 @@ impl Log {
         }
         let Some(k8s) = &mut self.k8s else { return Recorded::Nowhere };
         match k8s.write(out, stream, chunk) {
-            Some(at) => Recorded::At(at),
-            None => Recorded::Lost,
+            (at, true) => Recorded::At(at),
+            (at, false) => Recorded::Lost(at),
         }
+    }
+
+    /// Leaves a chunk out of every log because it is over the stream's limit.
+    #[inline(never)]
+    pub fn leave_out(&mut self, stream: Stream, chunk: &[u8]) -> Recorded {
+        if let Some(journald) = &mut self.journald {
+            journald.leave_out(stream, chunk.len());
+        }
+        if let Some(json) = &mut self.json {
+            json.file.leave_out(stream, chunk.len());
+        }
+        let Some(k8s) = &mut self.k8s else { return Recorded::Nowhere };
+        let begin = k8s.file.end();
+        k8s.file.leave_out(stream, chunk.len());
+        Recorded::Lost(begin)
     }
 
     /// Reopens or rotates every file.
@@ -124,6 +139,16 @@ impl Log {
             .map(LogFile::lost)
             .chain(journald)
             .fold([0; 2], |worst, lost| [worst[0].max(lost[0]), worst[1].max(lost[1])])
+    }
+
+    pub fn journald(&self) -> Option<&Journald> {
+        self.journald.as_ref()
+    }
+
+    /// Each file with the name of its driver.
+    pub fn named_files(&self) -> impl Iterator<Item = (&'static str, &LogFile)> {
+        let k8s = self.k8s.iter().map(|k8s| ("k8s-file", &k8s.file));
+        k8s.chain(self.json.iter().map(|json| ("json-file", &json.file)))
     }
 
     fn files(&self) -> impl Iterator<Item = &LogFile> {

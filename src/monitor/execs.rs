@@ -1,7 +1,7 @@
 //! The execs of a monitor: starting them, their output and input, and how they end.
 
 use std::collections::VecDeque;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use mio::Interest;
@@ -45,20 +45,26 @@ const CHUNKS: usize = 32;
 /// All execs, running and over.
 #[derive(Debug, Default)]
 pub struct Execs {
-    pub running: Vec<Box<Exec>>,
+    pub running: Vec<Exec>,
     results: VecDeque<Outcome>,
     last: Id,
 }
 
 impl Execs {
     pub fn get(&mut self, id: Id) -> Option<&mut Exec> {
-        self.running.iter_mut().find(|exec| exec.id == id).map(Box::as_mut)
+        self.running.iter_mut().find(|exec| exec.id == id)
     }
 
     /// Time until something is due.
     pub fn next(&self) -> Option<Duration> {
         let nearest = self.running.iter().filter_map(|exec| exec.due).map(|(at, _)| at).min()?;
         Some(nearest.saturating_duration_since(Instant::now()))
+    }
+
+    /// Where output that is still to come can be read.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        let outputs = self.running.iter().flat_map(|exec| exec.session.outputs.iter().flatten());
+        outputs.map(|output| output.as_fd().as_raw_fd())
     }
 
     /// Bytes of output in memory.
@@ -132,7 +138,7 @@ impl Monitor<'_> {
         let pid = runtime::start(&words, &theirs, &inherit)
             .map_err(|error| Refusal::failed(format_args!("failed to start runtime {runtime}"), &error))?;
         exec.session.runtime = Some(pid);
-        self.execs.running.push(Box::new(exec));
+        self.execs.running.push(exec);
         Ok(id)
     }
 
@@ -342,6 +348,18 @@ impl Monitor<'_> {
         }
     }
 
+    /// Nobody will be there to see how they end.
+    pub fn give_up_execs(&mut self) {
+        let open: Vec<Id> = self.execs.running.iter().filter(|exec| !exec.settled).map(|exec| exec.id).collect();
+        for id in open {
+            let Some(exec) = self.execs.get(id) else { continue };
+            exec.session.ended(End::Unknown);
+            exec.held = true;
+            exec.rest = Some([0; 2]);
+            self.settle_exec(id);
+        }
+    }
+
     /// Does what is due.
     pub(super) fn expire_execs(&mut self) {
         let now = Instant::now();
@@ -391,7 +409,8 @@ impl Monitor<'_> {
             return Err(Refusal::new(Code::Busy, format!("exec {id} is still running")));
         }
         let found = self.execs.results.iter_mut().find(|outcome| outcome.id == id);
-        let outcome = found.ok_or_else(|| Refusal::new(Code::NotFound, format!("no result of an exec {id} is kept")))?;
+        let outcome =
+            found.ok_or_else(|| Refusal::new(Code::NotFound, format!("no result of an exec {id} is kept")))?;
         let mut answer = outcome.clone_bare();
         answer.captured = std::mem::take(&mut outcome.captured);
         Ok(Reply::Result(Box::new(answer)))

@@ -75,8 +75,8 @@ fn odd(reply: &Reply) -> Error {
 
 /// Puts a refusal in a result, if that is what came.
 macro_rules! plain {
-    ($self:ident, $results:ident, $command:expr) => {
-        match $self.ask($command).await? {
+    ($desk:expr, $results:ident, $command:expr) => {
+        match $desk.ask($command).await? {
             Ok(_) => Ok(()),
             Err(why) => {
                 fill::refusal($results.get().init_refusal(), &why);
@@ -87,7 +87,11 @@ macro_rules! plain {
 }
 
 impl monitor::Server for Desk {
-    async fn version(self: Rc<Self>, _: monitor::VersionParams, mut results: monitor::VersionResults) -> Result<(), Error> {
+    async fn version(
+        self: Rc<Self>,
+        _: monitor::VersionParams,
+        mut results: monitor::VersionResults,
+    ) -> Result<(), Error> {
         self.known.set(true);
         let mut version = results.get().init_version();
         version.set_conward(env!("CARGO_PKG_VERSION"));
@@ -99,7 +103,11 @@ impl monitor::Server for Desk {
         Ok(())
     }
 
-    async fn inspect(self: Rc<Self>, _: monitor::InspectParams, mut results: monitor::InspectResults) -> Result<(), Error> {
+    async fn inspect(
+        self: Rc<Self>,
+        _: monitor::InspectParams,
+        mut results: monitor::InspectResults,
+    ) -> Result<(), Error> {
         match self.ask(Command::Inspect).await? {
             Ok(Reply::Inspected(state)) => results.get().set_state(state.get_root_as_reader()?),
             Ok(other) => Err(odd(&other)),
@@ -119,7 +127,11 @@ impl monitor::Server for Desk {
         Ok(())
     }
 
-    async fn attach(self: Rc<Self>, params: monitor::AttachParams, mut results: monitor::AttachResults) -> Result<(), Error> {
+    async fn attach(
+        self: Rc<Self>,
+        params: monitor::AttachParams,
+        mut results: monitor::AttachResults,
+    ) -> Result<(), Error> {
         let params = params.get()?;
         let request = request(&params.get_request()?, self.remote(params.get_output()?))?;
         let types = params.get_request()?.get_stdin();
@@ -166,12 +178,20 @@ impl monitor::Server for Desk {
         Ok(())
     }
 
-    async fn resize(self: Rc<Self>, params: monitor::ResizeParams, mut results: monitor::ResizeResults) -> Result<(), Error> {
+    async fn resize(
+        self: Rc<Self>,
+        params: monitor::ResizeParams,
+        mut results: monitor::ResizeResults,
+    ) -> Result<(), Error> {
         let (rows, cols) = (params.get()?.get_rows(), params.get()?.get_columns());
         plain!(self, results, Command::Resize { session: CONTAINER, rows, cols })
     }
 
-    async fn signal(self: Rc<Self>, params: monitor::SignalParams, mut results: monitor::SignalResults) -> Result<(), Error> {
+    async fn signal(
+        self: Rc<Self>,
+        params: monitor::SignalParams,
+        mut results: monitor::SignalResults,
+    ) -> Result<(), Error> {
         let number = params.get()?.get_number().into();
         plain!(self, results, Command::Signal { session: CONTAINER, number })
     }

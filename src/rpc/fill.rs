@@ -2,9 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use conmon_proto::conward_capnp::{
-    self as wire, exec_result, exit, log_policy, log_switch, refusal, total,
-};
+use conmon_proto::conward_capnp::{self as wire, exec_result, exit, log_policy, log_switch, refusal, total};
 
 use crate::command::{Code, Refusal, Switch};
 use crate::exec::Outcome;
@@ -42,19 +40,16 @@ pub fn nanos(time: SystemTime) -> i64 {
 
 pub fn exit(mut to: exit::Builder<'_>, from: &Summary) {
     to.set_status(from.end.map_or(-1, End::status));
-    to.set_reason(match from.end {
-        None => exit::Reason::NeverStarted,
-        Some(End::Exited(code)) => {
-            to.set_exit_code(code);
-            exit::Reason::Exited
-        }
-        Some(End::Signaled(signal)) => {
-            to.set_signal(signal);
-            exit::Reason::Signalled
-        }
-        Some(End::TimedOut) => exit::Reason::TimedOut,
-        Some(End::Unknown) => exit::Reason::Unknown,
-    });
+    let (reason, code, signal) = match from.end {
+        None => (exit::Reason::NeverStarted, 0, 0),
+        Some(End::Exited(code)) => (exit::Reason::Exited, code, 0),
+        Some(End::Signaled(signal)) => (exit::Reason::Signalled, 0, signal),
+        Some(End::TimedOut) => (exit::Reason::TimedOut, 0, 0),
+        Some(End::Unknown) => (exit::Reason::Unknown, 0, 0),
+    };
+    to.set_reason(reason);
+    to.set_exit_code(code);
+    to.set_signal(signal);
     to.set_oom_killed(match from.oom_killed {
         None => exit::Verdict::Unknown,
         Some(false) => exit::Verdict::No,

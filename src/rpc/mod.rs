@@ -37,7 +37,7 @@ use crate::source::Source;
 use crate::stdio::Turn;
 use crate::sys;
 pub use desk::STARTED;
-use executor::{Executor, Spawner};
+use executor::Executor;
 pub use inspect::{Inspection, inspect};
 pub use remote::{CHUNK, Closing, Events, Phase, Remote, Target};
 use wire::{Half, Wire};

@@ -103,6 +103,10 @@ impl Past {
         self.gap_at_end(end).note = bytes;
     }
 
+    pub fn gaps(&self) -> usize {
+        self.gaps.len()
+    }
+
     fn gap_at_end(&mut self, end: Mark) -> &mut Gap {
         let is_here = self.gaps.back().is_some_and(|gap| gap.mark.at == end.at && gap.note == 0);
         if !is_here {
