@@ -7,6 +7,8 @@
 //! remembers its place in the log, and is served from there until it is live again. Only where no log can be read
 //! back do clients hold up the stream they are behind in, which then is what the caller asked for.
 
+mod saved;
+
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};

@@ -4,6 +4,8 @@
 //! opened again (A and B say nothing then, but must be in range as well). `winsz` takes `ROWS COLUMNS`. Numbers are
 //! read as `scanf("%d")` reads them: blanks before, an optional sign, and whatever follows the last one is ignored.
 
+mod saved;
+
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -6,6 +6,8 @@
 //!
 //! What runs rarely is kept out of line: the loop's frame is memory that every idle monitor has.
 
+pub mod saved;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -35,6 +37,7 @@ use crate::stdio::{Input, Output, Turn};
 use crate::stream::Stream;
 use crate::sys::{self, Arena, Status};
 use crate::timers::{Timer, Timers};
+use crate::upgrade;
 
 /// Everything that one monitor is.
 #[derive(Debug)]
@@ -64,6 +67,10 @@ pub struct Monitor<'a> {
     ready: VecDeque<Source>,
     /// More than a page of the buffers was used since the last look.
     busy: bool,
+    /// Descriptors that the caller had left open, to be closed at the end.
+    pub inherited: Vec<RawFd>,
+    /// Somebody asked for another program in our place.
+    replace: bool,
 }
 
 /// What starting the runtime takes.
@@ -129,6 +136,8 @@ impl<'a> Monitor<'a> {
             out_buffer: Arena::new(OUT_BUFFER)?,
             ready: VecDeque::new(),
             busy: false,
+            inherited: Vec::new(),
+            replace: false,
         });
         monitor.register_all()?;
         Ok(monitor)
@@ -159,7 +168,9 @@ impl<'a> Monitor<'a> {
     /// Runs until the supervised process has ended or could not be started.
     pub fn run(&mut self) {
         let mut events = Events::with_capacity(64);
-        self.begin();
+        if self.session.phase == Phase::Held {
+            self.begin();
+        }
         while !matches!(self.session.phase, Phase::Ended | Phase::Failed) {
             let timeout = if self.ready.is_empty() { self.timers.next() } else { Some(Duration::ZERO) };
             if let Err(error) = self.poll.poll(&mut events, timeout)
@@ -177,7 +188,18 @@ impl<'a> Monitor<'a> {
             if before == Phase::Starting && self.session.phase == Phase::Running {
                 sys::release_memory();
             }
+            if std::mem::take(&mut self.replace) {
+                self.replace();
+            }
         }
+    }
+
+    #[inline(never)]
+    fn replace(&mut self) {
+        let Err(refusal) = upgrade::replace(self, None);
+        crate::warn!("{refusal}");
+        // What it took is given back.
+        self.timers.set(Timer::Trim, TRIM_AFTER);
     }
 
     fn mark(&mut self, source: Source, read_closed: bool, write_closed: bool) {
@@ -669,6 +691,7 @@ impl<'a> Monitor<'a> {
             match Signal::try_from(number) {
                 Ok(Signal::SIGCHLD) => self.reap(),
                 Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) => self.session.signal(number),
+                Ok(Signal::SIGUSR2) => self.replace = true,
                 // A monitor outlives the session that it was started from.
                 _ => crate::debug!("Ignored signal {number}"),
             }

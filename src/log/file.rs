@@ -5,6 +5,8 @@
 //! counted, a record that was torn is cut off again, and the first thing written after recovery is an ordinary
 //! record that says how much is missing.
 
+pub mod saved;
+
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
