@@ -170,6 +170,9 @@ impl<'a> Monitor<'a> {
         let mut events = Events::with_capacity(64);
         if self.session.phase == Phase::Held {
             self.begin();
+        } else {
+            // After an upgrade: whatever became of the signals, children that have ended are found.
+            self.reap();
         }
         while !matches!(self.session.phase, Phase::Ended | Phase::Failed) {
             let timeout = if self.ready.is_empty() { self.timers.next() } else { Some(Duration::ZERO) };

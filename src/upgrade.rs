@@ -12,7 +12,7 @@ pub mod state;
 pub mod state_capnp;
 
 use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -133,15 +133,22 @@ fn open(memory: RawFd) -> Result<File, StateError> {
 
 /// The words that this program was started with, without what an upgrade put in front; `before` takes its place.
 fn words(before: [&str; 2]) -> io::Result<Vec<CString>> {
-    let mut words: Vec<_> = std::env::args_os().collect();
+    spliced(std::env::args_os().collect(), before).iter().map(|word| sys::c_string(word)).collect()
+}
+
+fn spliced(mut words: Vec<OsString>, before: [&str; 2]) -> Vec<OsString> {
     if words.get(1).is_some_and(|word| word == "--resume") {
         words.drain(1..3.min(words.len()));
     }
     // In front, where no `--` of the caller ends the options before.
-    words.splice(1.min(words.len())..1.min(words.len()), before.map(Into::into));
-    words.iter().map(|word| sys::c_string(word)).collect()
+    let first = 1.min(words.len());
+    words.splice(first..first, before.map(OsString::from));
+    words
 }
 
 fn number(memory: &File) -> String {
     memory.as_raw_fd().to_string()
 }
+
+#[cfg(test)]
+mod tests;

@@ -192,8 +192,6 @@ impl<'a> Monitor<'a> {
     /// is gone when its pidfd says so, and only then.)
     fn wake_all(&mut self) {
         self.wake(Source::Listener);
-        // The children that ended meanwhile are looked for by the signal that still waits; it may have been taken.
-        self.reap();
         for stream in Stream::ALL {
             self.wake(Source::Output(stream));
         }

@@ -180,17 +180,22 @@ pub fn read(memory: &File, options: &Options, taken: &mut Taken) -> Result<Saved
     }
     let size = memory.metadata().map_err(StateError::Memory)?.len();
     let len = usize::try_from(size).ok().filter(|len| *len <= SIZE_MAX).ok_or(StateError::Size(size))?;
-    let mut words = Word::allocate_zeroed_vec(len.div_ceil(size_of::<Word>()));
-    let bytes = &mut Word::words_to_bytes_mut(&mut words)[..len];
-    memory.read_exact_at(bytes, 0).map_err(StateError::Memory)?;
-    parse(bytes, options, taken)
+    parse(len, |bytes| memory.read_exact_at(bytes, 0), options, taken)
 }
 
-/// Reads a state from memory that begins at a multiple of eight; for [`read`] and whoever tests it.
-pub fn parse(bytes: &[u8], options: &Options, taken: &mut Taken) -> Result<Saved, StateError> {
+/// Parses a state of `len` bytes, which `fill` puts into memory that is aligned as Cap'n Proto wants it.
+pub fn parse(
+    len: usize,
+    fill: impl FnOnce(&mut [u8]) -> io::Result<()>,
+    options: &Options,
+    taken: &mut Taken,
+) -> Result<Saved, StateError> {
+    let mut words = Word::allocate_zeroed_vec(len.div_ceil(size_of::<Word>()));
+    let bytes = &mut Word::words_to_bytes_mut(&mut words)[..len];
+    fill(bytes).map_err(StateError::Memory)?;
     let mut limits = ReaderOptions::new();
     limits.traversal_limit_in_words(Some(2 * SIZE_MAX / size_of::<Word>())).nesting_limit(NESTING_MAX);
-    let mut rest = bytes;
+    let mut rest = &*bytes;
     let message = serialize::read_message_from_flat_slice(&mut rest, limits)?;
     let root: state::Reader<'_> = message.get_root()?;
     match root.get_version() {

@@ -41,9 +41,12 @@ pub fn cases() -> Vec<Case> {
         }),
     ];
     for (name, what) in [("refuses", "refuses"), ("crashes", "crashes"), ("lies", "exits with 0 and says nothing")] {
-        cases.push(Case::new(&format!("upgrade/candidate-{name}"), "P15", &format!("a candidate that {what}"), move |m| {
-            kept(m, |path| role(path, name), Duration::ZERO)
-        }));
+        cases.push(Case::new(
+            &format!("upgrade/candidate-{name}"),
+            "P15",
+            &format!("a candidate that {what}"),
+            move |m| kept(m, |path| role(path, name), Duration::ZERO),
+        ));
     }
     cases.push(Case::new("upgrade/candidate-hangs", "P15", "a candidate that hangs", |m| {
         kept(m, |path| role(path, "hangs"), Duration::from_millis(2500))
