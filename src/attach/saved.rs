@@ -140,7 +140,7 @@ mod tests {
 
     fn client(id: u32, feed: Feed) -> Client {
         let socket: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
-        Client { id, socket, feed, readable: false, sending: id % 2 == 0, left: id > 2, stalled: None }
+        Client { id, socket, feed, readable: false, sending: id.is_multiple_of(2), left: id > 2, stalled: None }
     }
 
     #[test]
