@@ -40,17 +40,16 @@ pub fn cases() -> Vec<Case> {
             kept(m, |path| role(path, "unexecutable"), Duration::ZERO)
         }),
     ];
-    for (name, what) in [("refuses", "refuses"), ("crashes", "crashes"), ("lies", "exits with 0 and says nothing")] {
-        cases.push(Case::new(
-            &format!("upgrade/candidate-{name}"),
-            "P15",
-            &format!("a candidate that {what}"),
-            move |m| kept(m, |path| role(path, name), Duration::ZERO),
-        ));
+    for (id, what) in [
+        ("upgrade/candidate-refuses", "a candidate that refuses"),
+        ("upgrade/candidate-crashes", "a candidate that crashes"),
+        ("upgrade/candidate-lies", "a candidate that ends with 0 and says nothing"),
+        ("upgrade/candidate-hangs", "a candidate that hangs"),
+    ] {
+        let name = id.trim_start_matches("upgrade/candidate-");
+        let pause = Duration::from_millis(if name == "hangs" { 2500 } else { 0 });
+        cases.push(Case::new(id, "P15", what, move |m| kept(m, |path| role(path, name), pause)));
     }
-    cases.push(Case::new("upgrade/candidate-hangs", "P15", "a candidate that hangs", |m| {
-        kept(m, |path| role(path, "hangs"), Duration::from_millis(2500))
-    }));
     cases.push(Case::new("upgrade/candidate-missing", "P15", "no candidate", |m| kept(m, missing, WHILE)));
     cases.push(Case::new("upgrade/candidate-mode", "P15", "not executable", |m| kept(m, not_executable, WHILE)));
     cases.push(Case::new("upgrade/candidate-directory", "P15", "a directory", |m| kept(m, directory, WHILE)));
