@@ -47,22 +47,22 @@ _conward() {
             return
             ;;
         # These take a word that nobody can guess.
-        -c | --cid | -u | --cuuid | -n | --name | -T | --timeout | --attach-stall-timeout | --exit-command-arg | \
-            --exit-delay | --history-held-max | --log-file-mode | --log-global-size-max | --log-label | \
-            --log-line-max | --log-max-files | --log-size-max | --log-tag | --restore-arg | --runtime-arg | \
-            --runtime-opt | --seccomp-notify-plugins)
+        -c | --cid | -u | --cuuid | -n | --name | -T | --timeout | --attach-stall-timeout | --check-state | \
+            --exit-command-arg | --exit-delay | --history-held-max | --log-file-mode | --log-global-size-max | --log-label | \
+            --log-line-max | --log-max-files | --log-size-max | --log-tag | --restore-arg | --resume | \
+            --runtime-arg | --runtime-opt | --seccomp-notify-plugins)
             return
             ;;
     esac
 
     [[ $cur == -* ]] || return
     mapfile -t COMPREPLY < <(compgen -W '
-        --api-version --attach-stall-timeout --bundle --cid --conmon-pidfile --container-pidfile --cuuid --exec
+        --api-version --attach-stall-timeout --bundle --check-state --cid --conmon-pidfile --container-pidfile --cuuid --exec
         --exec-attach --exec-process-spec --exit-command --exit-command-arg --exit-delay --exit-dir --full-attach
         --help --history-held-max --leave-stdin-open --log-allowlist-dir --log-file-mode --log-global-size-max
         --log-label --log-level --log-line-max --log-max-files --log-path --log-rotate --log-size-max --log-tag
         --log-utc --name --no-container-partial-message --no-new-keyring --no-pivot --no-sync-log --persist-dir
-        --pidfile --replace-listen-pid --restore --restore-arg --runtime --runtime-arg --runtime-opt
+        --pidfile --replace-listen-pid --restore --restore-arg --resume --runtime --runtime-arg --runtime-opt
         --sdnotify-socket --seccomp-notify-plugins --seccomp-notify-socket --socket-dir-path --stdin --sync
         --syslog --systemd-cgroup --terminal --timeout --version
         -0 -P -T -b -c -e -h -i -l -n -p -r -s -t -u' -- "$cur")

@@ -62,6 +62,9 @@ for name in conward conmon
     complete -c $name -l attach-stall-timeout -x -d 'Disconnect a client that reads nothing for so many seconds'
     complete -c $name -l history-held-max -x -d 'Bytes of rotated logs kept for clients that are behind'
 
+    complete -c $name -l check-state -x -d 'Say whether the state in this descriptor could be resumed'
+    complete -c $name -l resume -x -d 'Go on with the state in this descriptor'
+
     complete -c $name -l seccomp-notify-socket -r -F -d 'Does nothing'
     complete -c $name -l seccomp-notify-plugins -x -d 'Does nothing'
 end

@@ -11,6 +11,7 @@
 //! back do clients hold up the stream they are behind in, which then is what the caller asked for.
 
 mod packets;
+mod saved;
 mod seat;
 
 use std::fs;

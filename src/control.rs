@@ -4,6 +4,8 @@
 //! opened again (A and B say nothing then, but must be in range as well). `winsz` takes `ROWS COLUMNS`. Numbers are
 //! read as `scanf("%d")` reads them: blanks before, an optional sign, and whatever follows the last one is ignored.
 
+mod saved;
+
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -353,10 +355,10 @@ mod tests {
             let mut line = b"1 2 3 ".to_vec();
             line.resize(len, b'x');
             line.extend_from_slice(b"\n1 4 5\n");
-            let first = if fits { resize(2, 3) } else { Err(Why::TooLong) };
             for chunk in [1, 7, 198, 199, 200, line.len()] {
                 let mut lines = Lines::new(Kind::Ctl);
                 let answers: Vec<_> = line.chunks(chunk).flat_map(|bytes| feed(&mut lines, bytes)).collect();
+                let first = if fits { resize(2, 3) } else { Err(Why::TooLong) };
                 assert_eq!(answers, [first, resize(4, 5)], "{len} bytes by {chunk}");
                 assert!(lines.line.capacity() < 1024);
             }

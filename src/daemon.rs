@@ -100,6 +100,7 @@ fn stay(
     oom_score_adj: Option<CString>,
 ) -> Result<u8, String> {
     let mut monitor = set_up(options, log, environment, start, oom_score_adj)?;
+    monitor.inherited.clone_from(&environment.inherited);
     monitor.run();
     Ok(finish(monitor, &environment.inherited))
 }
@@ -220,7 +221,7 @@ fn session(options: &Options, stdio: Stdio, environment: &Environment) -> Result
 }
 
 /// All signals that mean something to us arrive over a descriptor.
-fn block_signals() -> nix::Result<SignalFd> {
+pub fn block_signals() -> nix::Result<SignalFd> {
     let mut set = SigSet::empty();
     for signal in [
         Signal::SIGCHLD,

@@ -4,6 +4,8 @@
 //! and waits for it. Whoever asked hears the result when the process has ended: output gets a short grace to come to its
 //! end, and pipes that some other process still holds are not waited for.
 
+pub mod saved;
+
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Write};
@@ -37,6 +39,8 @@ pub enum Process {
         capabilities: Vec<OsString>,
         no_new_privileges: bool,
     },
+    /// One that runs already, under another program; the command for people.
+    Named(String),
 }
 
 /// An exec as it was asked for.
@@ -146,7 +150,7 @@ impl Exec {
     pub fn new(id: Id, spec: Spec, session: Session, remote: Option<Remote>, bundle: &Path) -> io::Result<Exec> {
         let object = match &spec.process {
             Process::Json(text) => Some(object(text)?),
-            Process::Words { .. } => None,
+            Process::Words { .. } | Process::Named(_) => None,
         };
         let sink = match remote {
             Some(remote) => Sink::Remote(remote),
@@ -215,6 +219,9 @@ impl Exec {
     /// The runtime has read and written all it wants.
     pub fn forget_files(&mut self) {
         self.object = None;
+        if self.pidfile.as_os_str().is_empty() {
+            return;
+        }
         let _ = fs::remove_file(&self.pidfile);
     }
 
@@ -282,6 +289,7 @@ impl Exec {
     pub fn command(&self) -> String {
         match &self.spec.process {
             Process::Json(_) => "(process object)".to_owned(),
+            Process::Named(command) => command.clone(),
             Process::Words { args, .. } => args.join(OsStr::new(" ")).to_string_lossy().chars().take(200).collect(),
         }
     }

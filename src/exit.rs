@@ -3,6 +3,8 @@
 //! conmon's exit files hold the bare status; `exit.json` beside them is the full record. All are made under a
 //! temporary name and renamed, so that a reader sees nothing or everything.
 
+mod saved;
+
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs::File;

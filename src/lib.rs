@@ -30,4 +30,5 @@ pub mod stdio;
 pub mod stream;
 pub mod sys;
 pub mod timers;
+pub mod upgrade;
 pub mod usage;

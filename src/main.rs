@@ -12,7 +12,7 @@ use std::io::Write;
 use conward::daemon::{self, Environment};
 use conward::log::Log;
 use conward::options::{self, Options, Parsed};
-use conward::{diag, error, sys, warn};
+use conward::{diag, error, sys, upgrade, warn};
 
 const SUCCESS: c_int = 0;
 const FAILURE: c_int = 1;
@@ -22,11 +22,17 @@ const FAILURE: c_int = 1;
 #[unsafe(no_mangle)]
 pub extern "C" fn main(_count: c_int, _words: *const *const c_char) -> c_int {
     sys::keep_heap_small();
+    let _ = conward::rpc::STARTED.set(std::time::SystemTime::now());
     sys::fill_stdio();
     let environment = Environment::read();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     match options::parse(std::env::args_os().skip(1), &|name| std::env::var_os(name)) {
         Ok(Parsed::Run(options, warnings)) => run(&options, &warnings, environment),
+        Ok(Parsed::CheckState(options, state)) => match upgrade::check(&options, state) {
+            Ok(()) => print(&format!("{}\n", upgrade::ACCEPTED)),
+            Err(reason) => complain(&reason),
+        },
+        Ok(Parsed::Resume(options, state)) => resume(&options, state),
         Ok(Parsed::Help(text) | Parsed::Version(text)) => print(&text),
         Err(refusal) => complain(&refusal.line()),
     }
@@ -43,7 +49,17 @@ fn run(options: &Options, warnings: &[String], environment: Environment) -> c_in
         return complain(&refusal.line());
     }
     warnings.iter().for_each(|warning| warn!("{warning}"));
-    match daemon::run(options, log, environment) {
+    status(daemon::run(options, log, environment))
+}
+
+#[inline(never)]
+fn resume(options: &Options, state: c_int) -> c_int {
+    diag::init(options.log_level, options.syslog, &ident(options));
+    status(upgrade::resume(options, state))
+}
+
+fn status(end: Result<u8, String>) -> c_int {
+    match end {
         Ok(status) => c_int::from(status),
         Err(reason) => {
             error!("{reason}");

@@ -11,6 +11,7 @@
 
 mod execs;
 mod input;
+pub mod saved;
 mod service;
 
 use std::collections::VecDeque;
@@ -45,6 +46,7 @@ use crate::stdio::{Input, Output, Turn};
 use crate::stream::Stream;
 use crate::sys::{self, Arena, Status};
 use crate::timers::{Timer, Timers};
+use crate::upgrade;
 
 /// Everything that one monitor is.
 #[derive(Debug)]
@@ -81,6 +83,12 @@ pub struct Monitor<'a> {
     ready: VecDeque<Source>,
     /// More than a page of the buffers was used since the last look.
     busy: bool,
+    /// Descriptors that the caller had left open, to be closed at the end.
+    pub inherited: Vec<RawFd>,
+    /// Somebody asked for another program in our place.
+    replace: bool,
+    /// What a client asked to be replaced by; it is done when the answer is on its way.
+    replacement: Option<upgrade::Checked>,
 }
 
 /// What starting the runtime takes.
@@ -152,6 +160,9 @@ impl<'a> Monitor<'a> {
             out_buffer: Arena::new(OUT_BUFFER)?,
             ready: VecDeque::new(),
             busy: false,
+            inherited: Vec::new(),
+            replace: false,
+            replacement: None,
         });
         monitor.register_all()?;
         Ok(monitor)
@@ -183,14 +194,34 @@ impl<'a> Monitor<'a> {
     /// Runs until the supervised process has ended or could not be started.
     pub fn run(&mut self) {
         let mut events = Events::with_capacity(64);
-        self.begin();
+        if self.session.phase == Phase::Held {
+            self.begin();
+        } else {
+            // After an upgrade: whatever became of the signals, children that have ended are found.
+            self.reap();
+        }
         while !self.session.phase.is_over() {
             let before = self.session.phase;
             self.step(&mut events, None);
             if before == Phase::Starting && self.session.phase == Phase::Running {
                 sys::release_memory();
             }
+            if std::mem::take(&mut self.replace) || self.replacement.is_some() {
+                self.replace();
+            }
         }
+    }
+
+    #[inline(never)]
+    fn replace(&mut self) {
+        let checked = match self.replacement.take() {
+            Some(checked) => Ok(checked),
+            None => upgrade::prepare(self, None),
+        };
+        let Err(refusal) = checked.and_then(|checked| upgrade::replace(self, &checked));
+        crate::warn!("{refusal}");
+        // What it took is given back.
+        self.timers.set(Timer::Trim, TRIM_AFTER);
     }
 
     /// Sleeps until something happens, but not longer than `limit`, and does what it asks for.
@@ -668,6 +699,7 @@ impl<'a> Monitor<'a> {
             match Signal::try_from(number) {
                 Ok(Signal::SIGCHLD) => self.reap(),
                 Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) => self.session.signal(number),
+                Ok(Signal::SIGUSR2) => self.replace = true,
                 // A monitor outlives the session that it was started from.
                 _ => crate::debug!("Ignored signal {number}"),
             }

@@ -3,6 +3,8 @@
 //! A notification is a datagram of `NAME=VALUE` lines (sd_notify(3)). Only the lines below go through: a container may
 //! say how it is, but not which process is the main one, and it may not leave descriptors behind.
 
+mod saved;
+
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;

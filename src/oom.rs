@@ -5,6 +5,7 @@
 //! in `cgroup.event_control` (`admin-guide/cgroup-v1/memory.rst`, chapters 9 and 10).
 
 pub mod cgroup;
+mod saved;
 
 use std::fs::{self, File};
 use std::io;

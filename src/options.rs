@@ -5,6 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +27,10 @@ use log::{log_drivers, positive};
 pub enum Parsed {
     /// Supervise; the texts are warnings, without prefix, for `diag::say` once it knows the wanted level.
     Run(Box<Options>, Vec<String>),
+    /// Say whether the state in this descriptor could be resumed.
+    CheckState(Box<Options>, RawFd),
+    /// Go on with the state in this descriptor.
+    Resume(Box<Options>, RawFd),
     /// Text for stdout, exit status 0.
     Help(String),
     /// Text for stdout, exit status 0.
@@ -44,9 +49,19 @@ pub fn parse(
         Typed::Args(args) if args.version => return Ok(Parsed::Version(usage::version())),
         Typed::Args(args) => *args,
     };
-    let options = Options::check(args, env, std::env::current_dir())?;
+    let (resume, check) = (args.resume, args.check_state);
+    let mut cwd = std::env::current_dir();
+    if resume.or(check).is_some() && cwd.is_err() {
+        // It was removed; a container that runs does not end over that.
+        cwd = Ok(PathBuf::from("."));
+    }
+    let options = Box::new(Options::check(args, env, cwd)?);
     let warnings = options.warnings();
-    Ok(Parsed::Run(Box::new(options), warnings))
+    Ok(match (resume, check) {
+        (Some(state), _) => Parsed::Resume(options, state),
+        (None, Some(state)) => Parsed::CheckState(options, state),
+        (None, None) => Parsed::Run(options, warnings),
+    })
 }
 
 /// What the monitor was started to do.
@@ -191,7 +206,8 @@ impl Options {
         if args.cuuid.is_none() && (!args.exec || args.api_version) {
             return Err(Refusal::late("Container UUID not provided. Use --cuuid"));
         }
-        let runtime = runtime(args.runtime)?;
+        let handed_over = args.resume.or(args.check_state).is_some();
+        let runtime = runtime(args.runtime, handed_over)?;
         let mode = mode(args.exec, args.exec_attach, args.exec_process_spec, args.restore)?;
         let cwd = cwd.map_err(|_| Refusal::late("Failed to get working directory"))?;
         let exit_delay = exit_delay(args.exit_delay)?;
@@ -303,10 +319,12 @@ fn check_combination(exec: bool, attach: bool, restore: bool, api: bool) -> Resu
     Ok(())
 }
 
-fn runtime(path: Option<OsString>) -> Result<PathBuf, Refusal> {
+/// A monitor that takes over does not need the runtime any more.
+fn runtime(path: Option<OsString>, handed_over: bool) -> Result<PathBuf, Refusal> {
     let path = PathBuf::from(path.ok_or_else(|| Refusal::late("Runtime path not provided. Use --runtime"))?);
     // access(2), so that a directory passes as it does with conmon; its tests use one.
     match access(&path, AccessFlags::X_OK) {
+        _ if handed_over => Ok(path),
         Ok(()) => Ok(path),
         Err(errno) => {
             Err(Refusal::late(format!("Runtime path {} is not valid {}", path.display(), strerror(&errno.into()))))

@@ -4,6 +4,8 @@
 //! whole; podman reads at most 4096 bytes of it. conmon's key is `data` from API version 1 on, and `pid` or
 //! `exit_code` before.
 
+mod saved;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::upgrade::state_capnp::policy;
+
 /// What is let through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
@@ -64,6 +66,23 @@ impl Meter {
         let wanted = burst.min(WORTHWHILE).saturating_sub(self.level).max(1);
         let nanos = u128::from(wanted) * 1_000_000_000 / u128::from(rate.max(1));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)).max(Duration::from_millis(1))
+    }
+}
+
+impl Meter {
+    /// For the state that an upgrade hands over; the bucket begins full again.
+    pub fn save(&self, mut to: policy::Builder<'_>) {
+        if let Policy::Limit { rate, burst, action } = self.policy {
+            to.set_rate(rate);
+            to.set_burst(burst);
+            to.set_drops(action == Action::Drop);
+        }
+    }
+
+    pub fn restore(from: policy::Reader<'_>) -> Meter {
+        let action = if from.get_drops() { Action::Drop } else { Action::BackPressure };
+        let (rate, burst) = (from.get_rate(), from.get_burst().max(1));
+        Meter::new(if rate == 0 { Policy::Pass } else { Policy::Limit { rate, burst, action } })
     }
 }
 

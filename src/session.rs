@@ -3,6 +3,8 @@
 //! Its life is a row of phases. The runtime is our child; what it starts becomes our child too when the runtime ends,
 //! since we are its subreaper.
 
+mod saved;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::SystemTime;

@@ -3,6 +3,8 @@
 //! Output is read until the source is empty or a quantum is used up. Lines are kept together: what follows the last
 //! newline of a full buffer waits for the next read, but never longer than there is something to read.
 
+mod saved;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

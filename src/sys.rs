@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 
 use libc::pid_t;
+use nix::sys::eventfd::EventFd;
 
 /// Turns the `-1` of a system call into its `errno`.
 fn check(result: c_int) -> io::Result<c_int> {
@@ -51,6 +52,18 @@ pub fn close_all_but(needed: &[RawFd]) {
     }
     // SAFETY: as above.
     unsafe { libc::close_range(from, u32::MAX, 0) };
+}
+
+/// Says whether a descriptor is closed when another program is executed.
+pub fn set_close_on_exec(fd: RawFd, close: bool) {
+    // SAFETY: F_SETFD changes a flag of the descriptor table, or nothing if there is no such descriptor.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, if close { libc::FD_CLOEXEC } else { 0 }) };
+}
+
+/// An event counter behind a descriptor that somebody left open for us.
+pub fn event_fd(fd: OwnedFd) -> EventFd {
+    // SAFETY: the descriptor is open and owned; one that is no eventfd only makes reads and writes fail.
+    unsafe { EventFd::from_owned_fd(fd) }
 }
 
 /// Bytes that can be read right now (pipes and terminals).
@@ -441,6 +454,35 @@ pub fn signal_mask() -> libc::sigset_t {
         libc::sigprocmask(libc::SIG_BLOCK, ptr::null(), &raw mut mask);
         mask
     }
+}
+
+/// A set of signals as a number: bit N - 1 is signal N.
+pub fn mask_bits(mask: &libc::sigset_t) -> u64 {
+    // SAFETY: sigismember only looks at the set.
+    let has = |signal: &c_int| unsafe { libc::sigismember(mask, *signal) == 1 };
+    (1..=64).filter(has).fold(0, |bits, signal| bits | 1 << (signal - 1))
+}
+
+/// The set that [`mask_bits`] made a number of.
+pub fn mask_of(bits: u64) -> libc::sigset_t {
+    // SAFETY: the set is emptied before it is used; signals that the C library keeps to itself are refused by it.
+    unsafe {
+        let mut mask: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut mask);
+        for signal in (1..=64).filter(|signal| bits >> (signal - 1) & 1 == 1) {
+            libc::sigaddset(&raw mut mask, signal);
+        }
+        mask
+    }
+}
+
+/// Becomes another program with our environment; returns only why not.
+pub fn execute(path: &CStr, argv: &[CString]) -> io::Error {
+    let argv: Vec<*const c_char> = argv.iter().map(|word| word.as_ptr()).chain([ptr::null()]).collect();
+    // SAFETY: path and list are C strings that live until the call returns, and so does the environment, which this
+    // program never changes.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), environ) };
+    io::Error::last_os_error()
 }
 
 /// True if `pid` is a child of this process, running or not yet reaped.

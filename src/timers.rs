@@ -1,5 +1,7 @@
 //! The few deadlines that a monitor can have; with none, it sleeps until something happens.
 
+mod saved;
+
 use std::time::{Duration, Instant};
 
 /// What is due.

@@ -99,6 +99,10 @@ conward's own options:
                                    (default: 0, never)
   --history-held-max=BYTES         Rotated logs kept on disk for attached clients that are behind (default: 67108864)
 
+Between a monitor and the program that replaces it (SIGUSR2; see conward(8)):
+  --check-state=FD                 Say whether the state in this descriptor could be resumed
+  --resume=FD                      Go on with the state in this descriptor
+
 Accepted for older callers:
   --pidfile                        Same as --container-pidfile
   --restore-arg                    Same as --runtime-opt

@@ -8,6 +8,7 @@
 mod entry;
 mod past;
 mod rotate;
+pub mod saved;
 
 use std::cell::Cell;
 use std::io;

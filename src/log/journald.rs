@@ -7,6 +7,7 @@
 //! partial entry at once, so that a line of any length takes bounded memory. Nobody waits for journald: an entry
 //! that it does not take at once is counted as refused.
 
+mod saved;
 mod socket;
 
 #[cfg(test)]

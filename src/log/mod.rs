@@ -5,6 +5,7 @@ pub mod history;
 pub mod journald;
 pub mod json;
 pub mod k8s;
+mod saved;
 pub mod stamp;
 
 use std::io;

@@ -22,10 +22,10 @@ use crate::sys::Status;
 use conmon_proto::conward_capnp::end;
 
 /// Execs at once.
-const EXECS_MAX: usize = 256;
+pub(super) const EXECS_MAX: usize = 256;
 
 /// Results that are kept.
-const RESULTS_MAX: usize = 64;
+pub(super) const RESULTS_MAX: usize = 64;
 
 /// Captured output that waits to be fetched, over all results.
 const UNFETCHED_MAX: usize = 16 << 20;
@@ -46,13 +46,23 @@ const CHUNKS: usize = 32;
 #[derive(Debug, Default)]
 pub struct Execs {
     pub running: Vec<Exec>,
-    results: VecDeque<Outcome>,
-    last: Id,
+    pub(super) results: VecDeque<Outcome>,
+    pub(super) last: Id,
 }
 
 impl Execs {
     pub fn get(&mut self, id: Id) -> Option<&mut Exec> {
         self.running.iter_mut().find(|exec| exec.id == id)
+    }
+
+    /// Why an upgrade has to wait.
+    pub fn hold_up(&self) -> Option<String> {
+        let is_plain = |exec: &&Exec| {
+            let handed = matches!(exec.sink, Sink::Capture { .. } | Sink::Nowhere);
+            handed && exec.session.phase == Phase::Running && exec.session.runtime.is_none()
+        };
+        let exec = self.running.iter().find(|exec| !is_plain(exec))?;
+        Some(format!("exec {} begins, ends, or sends its output to a client: {}", exec.id, exec.command()))
     }
 
     /// Time until something is due.
@@ -169,6 +179,21 @@ impl Monitor<'_> {
             watch(registry, console, Source::Console(exec.id), Interest::READABLE)?;
         }
         Ok(())
+    }
+
+    /// Registers the execs that another program has handed over.
+    pub(super) fn resume_execs(&mut self) {
+        for exec in &self.execs.running {
+            if let Err(error) = self.watch_exec(exec) {
+                crate::warn!("Failed to watch an exec after an upgrade: {error}");
+            }
+        }
+        let ids: Vec<Id> = self.execs.running.iter().map(|exec| exec.id).collect();
+        for id in ids {
+            self.watch_stranger(id);
+            self.wake_exec(id);
+            self.wake(Source::Input(id));
+        }
     }
 
     /// The runtime of an exec has ended.

@@ -9,7 +9,7 @@ use crate::attach::{Request, Seat};
 use crate::command::{Code, Command, Refusal, Reply, Switch};
 use crate::exec::Sink;
 use crate::exit::{End, Summary};
-use crate::options::{Mode, RpcSocket};
+use crate::options::RpcSocket;
 use crate::policy::{Meter, Policy};
 use crate::rpc::{self, Answer, Ask, Closing, Service, Target};
 use crate::session::{CONTAINER, Id, Phase};
@@ -17,10 +17,8 @@ use crate::source::Source;
 use crate::stdio::{Input, Turn};
 use crate::stream::Stream;
 use crate::sys::Status;
+use crate::upgrade::{self, UpgradeError};
 use conmon_proto::conward_capnp::end;
-
-/// The socket's name in the bundle.
-const NAME: &str = "conward.sock";
 
 /// Who waits for the end at once.
 const WAITERS_MAX: usize = 1024;
@@ -29,15 +27,10 @@ const WAITERS_MAX: usize = 1024;
 const ROUNDS: usize = 16;
 
 impl Monitor<'_> {
-    /// Opens the socket of the service. An exec of conmon's kind has none of its own unless a path is given.
+    /// Opens the socket of the service.
     #[inline(never)]
     pub(super) fn open_service(&mut self) -> Result<(), String> {
-        let exec = matches!(self.options.mode, Mode::Exec { .. });
-        let path = match (&self.options.rpc_socket, self.options.bundle.as_deref()) {
-            (RpcSocket::At(path), _) => path.clone(),
-            (RpcSocket::InBundle, Some(bundle)) if !exec => bundle.join(NAME),
-            (RpcSocket::InBundle | RpcSocket::None, _) => return Ok(()),
-        };
+        let Some(path) = rpc::service_path(self.options) else { return Ok(()) };
         let service = Service::bind(&path).and_then(|service| {
             watch(self.poll.registry(), &service, Source::Service, Interest::READABLE)?;
             Ok(service)
@@ -189,8 +182,20 @@ impl Monitor<'_> {
         Ok(Reply::Done)
     }
 
-    fn upgrade(&mut self, _program: Option<PathBuf>, _check_only: bool) -> Result<Reply, Refusal> {
-        Err(Refusal::new(Code::Failed, "TODO"))
+    /// The candidate is checked now; it takes over when the answer is on its way.
+    fn upgrade(&mut self, program: Option<PathBuf>, check_only: bool) -> Result<Reply, Refusal> {
+        let checked = upgrade::prepare(self, program.as_deref()).map_err(|error| {
+            let code = if matches!(error, UpgradeError::NotRunning(_) | UpgradeError::Busy(_)) {
+                Code::Busy
+            } else {
+                Code::Failed
+            };
+            Refusal::new(code, error.to_string())
+        })?;
+        if !check_only {
+            self.replacement = Some(checked);
+        }
+        Ok(Reply::Done)
     }
 
     fn set_policy(&mut self, stream: Stream, policy: Policy) -> Result<Reply, Refusal> {
@@ -322,6 +327,19 @@ impl Monitor<'_> {
         let remote = self.execs.running.iter().any(|exec| matches!(exec.sink, Sink::Remote(_)));
         let service = self.service.as_ref().is_some_and(|service| service.is_stuck() || service.is_awake());
         seats || remote || service || self.is_executing()
+    }
+
+    /// Tells clients of the service to come again, before another program takes over.
+    pub fn send_seats_away(&mut self) {
+        let Some(attach) = &mut self.attach else { return };
+        for id in attach.seated() {
+            let Some(seat) = attach.client(id).and_then(|client| client.seat()) else { continue };
+            let (offsets, lost) = (seat.offsets(), seat.lost);
+            seat.remote.end(&Closing { reason: end::Reason::Upgrade, exit: None, offsets, lost });
+        }
+        for _ in 0..ROUNDS {
+            self.service.as_mut().map(Service::run);
+        }
     }
 
     /// Ends the stream of every client of the service that has everything.

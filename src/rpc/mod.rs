@@ -6,7 +6,7 @@
 
 mod desk;
 mod executor;
-mod fill;
+pub mod fill;
 mod inspect;
 mod remote;
 mod wire;
@@ -33,9 +33,11 @@ use nix::unistd::geteuid;
 
 use crate::attach::{self, spare_from};
 use crate::command::{Answered, Command};
+use crate::options::{Mode, Options, RpcSocket};
 use crate::source::Source;
 use crate::stdio::Turn;
 use crate::sys;
+use crate::upgrade::state::{StateError, Taken};
 pub use desk::STARTED;
 use executor::Executor;
 pub use inspect::{Inspection, inspect};
@@ -112,6 +114,14 @@ impl Service {
         let listener = attach::listen_at(path, SockType::Stream)?;
         let (links, spare_from) = (Vec::new(), spare_from());
         Ok(Service { listener, path: path.to_path_buf(), links, next: 0, core: None, looked: 0, spare_from })
+    }
+
+    /// Takes over the socket that another program has made.
+    pub fn restore(options: &Options, number: i32, taken: &mut Taken) -> Result<Option<Service>, StateError> {
+        let Some(listener) = taken.take_if(number)? else { return Ok(None) };
+        let path = service_path(options).ok_or(StateError::Value("service"))?;
+        let (links, spare_from) = (Vec::new(), spare_from());
+        Ok(Some(Service { listener, path, links, next: 0, core: None, looked: 0, spare_from }))
     }
 
     /// Takes the socket's name away. The name may be another monitor's by now.
@@ -293,6 +303,19 @@ impl AsFd for Service {
         self.listener.as_fd()
     }
 }
+
+/// Where the socket is to be. An exec of conmon's kind has none of its own unless a path is given.
+pub fn service_path(options: &Options) -> Option<PathBuf> {
+    let exec = matches!(options.mode, Mode::Exec { .. });
+    match (&options.rpc_socket, options.bundle.as_deref()) {
+        (RpcSocket::At(path), _) => Some(path.clone()),
+        (RpcSocket::InBundle, Some(bundle)) if !exec => Some(bundle.join(NAME)),
+        (RpcSocket::InBundle | RpcSocket::None, _) => None,
+    }
+}
+
+/// The socket's name in the bundle.
+const NAME: &str = "conward.sock";
 
 /// Small writes and reads are put together; large ones pass by.
 const BUFFER: usize = 4096;

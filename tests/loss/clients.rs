@@ -36,12 +36,12 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Reads stdout on a thread of its own, to the end, and compares it; the bytes that came.
-fn follow(client: Client, pattern: Pattern) -> JoinHandle<Outcome<u64>> {
+pub fn follow(client: Client, pattern: Pattern) -> JoinHandle<Outcome<u64>> {
     std::thread::spawn(move || read_on(&client, pattern, 0, None))
 }
 
 /// Reads from the place `at` to `until`, or to the end of the stream.
-fn read_on(client: &Client, pattern: Pattern, at: u64, until: Option<u64>) -> Outcome<u64> {
+pub fn read_on(client: &Client, pattern: Pattern, at: u64, until: Option<u64>) -> Outcome<u64> {
     let mut expect = Expect::new(pattern, at);
     while until.is_none_or(|until| expect.at < until) {
         let packet = client.packet_within(patience())?;
@@ -54,7 +54,7 @@ fn read_on(client: &Client, pattern: Pattern, at: u64, until: Option<u64>) -> Ou
     Ok(expect.at)
 }
 
-fn joined(thread: JoinHandle<Outcome<u64>>) -> Outcome<u64> {
+pub fn joined(thread: JoinHandle<Outcome<u64>>) -> Outcome<u64> {
     thread.join().map_err(|_| Fail::from("a client panicked"))?
 }
 

@@ -12,6 +12,7 @@ mod flow;
 mod outside;
 mod reading;
 mod rig;
+mod upgrade;
 mod volume;
 
 use std::process::ExitCode;
@@ -24,9 +25,12 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::from(98),
         };
     }
+    if let Some(code) = upgrade::candidate(&args) {
+        return code;
+    }
     if let Some(code) = support::roles::dispatch() {
         return code;
     }
-    let parts = [volume::cases(), disk::cases(), caps::cases(), clients::cases(), outside::cases()];
+    let parts = [volume::cases(), disk::cases(), caps::cases(), clients::cases(), outside::cases(), upgrade::cases()];
     support::suite::main(&parts.into_iter().flatten().map(support::suite::Case::native).collect::<Vec<_>>())
 }

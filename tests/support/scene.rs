@@ -135,6 +135,12 @@ impl Scene {
         self
     }
 
+    /// Starts this program instead of the one that the case is given.
+    pub fn program(&mut self, path: impl Into<PathBuf>) -> &mut Scene {
+        self.program = path.into();
+        self
+    }
+
     pub fn cwd(&mut self, dir: impl Into<PathBuf>) -> &mut Scene {
         self.cwd = dir.into();
         self

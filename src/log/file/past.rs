@@ -60,11 +60,11 @@ pub(super) const HEAD: usize = 32;
 
 /// A place where the log lost bytes.
 #[derive(Clone, Copy, Debug)]
-struct Gap {
-    mark: Mark,
+pub(super) struct Gap {
+    pub mark: Mark,
     /// Bytes of the record that says so; 0 while it is not written.
-    note: u64,
-    lost: [u64; 2],
+    pub note: u64,
+    pub lost: [u64; 2],
 }
 
 impl Gap {
@@ -78,17 +78,17 @@ impl Gap {
 /// The files before the current one, and the places where bytes are missing in all of them.
 #[derive(Debug, Default)]
 pub(super) struct Past {
-    generations: VecDeque<Generation>,
-    gaps: VecDeque<Gap>,
+    pub(super) generations: VecDeque<Generation>,
+    pub(super) gaps: VecDeque<Gap>,
     /// What lies before was given up.
-    floor: Mark,
+    pub(super) floor: Mark,
 }
 
 /// Files remembered besides the current one.
-const PAST_MAX: usize = 16;
+pub(super) const PAST_MAX: usize = 16;
 
 /// Gaps remembered; with one more, what lies before the oldest is given up.
-const GAPS_MAX: usize = 256;
+pub(super) const GAPS_MAX: usize = 256;
 
 impl Past {
     /// Counts bytes that are missing at `end`, which is the end of the log.

@@ -15,7 +15,7 @@ use super::entry::{Entry, Found, identity};
 use super::past::{Generation, HEAD, NOBODY, Span};
 
 /// A rotation that failed is tried again after this time, when there is something to write.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 impl LogFile {
     /// Makes room because [`LogFile::is_full`]; on failure the old file is kept and grows.

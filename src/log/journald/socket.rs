@@ -60,6 +60,15 @@ impl Socket {
         result
     }
 
+    /// True if it is not waited for any more.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
+    }
+
+    pub fn set_stuck(&mut self, stuck: bool) {
+        self.stuck = stuck;
+    }
+
     fn hand_over(&mut self, entry: &[IoSlice<'_>]) -> nix::Result<()> {
         let wait = if self.patience.is_zero() { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
         let address = self.address?;
