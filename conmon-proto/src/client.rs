@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use capnp::message::ReaderOptions;
+use capnp::traits::HasTypeId;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{RpcSystem, twoparty};
 use futures::future::{AbortHandle, Abortable};
@@ -192,6 +193,10 @@ impl Client {
     }
 }
 
+/// A streaming call as an ordinary one. Its answer says that the input was taken, while a stream's says only that more
+/// may be sent: what is still on its way would be lost when the connection ends.
+type Answered<T> = capnp::capability::Request<T, capnp::any_pointer::Owned>;
+
 /// Being attached; dropping it detaches.
 pub struct Attachment {
     attachment: wire::attachment::Client,
@@ -199,11 +204,13 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// Types. Returns when more may be typed; an error may be that of an earlier call.
+    /// Types. Returns when it has been taken.
     pub async fn write(&self, data: &[u8]) -> Result<(), Error> {
-        let mut call = self.attachment.write_request();
+        let id = <wire::attachment::Client as HasTypeId>::TYPE_ID;
+        let mut call: Answered<wire::attachment::write_params::Owned> = self.attachment.client.new_call(id, 0, None);
         call.get().set_data(data);
-        Ok(call.send().await?)
+        call.send().promise.await?;
+        Ok(())
     }
 
     /// Lets the container read an end of file behind what was typed.
@@ -235,11 +242,13 @@ impl Exec {
         Ok(ExecResult::read(reply.get()?.get_result()?)?)
     }
 
-    /// Types. Returns when more may be typed; an error may be that of an earlier call.
+    /// Types. Returns when it has been taken.
     pub async fn write(&self, data: &[u8]) -> Result<(), Error> {
-        let mut call = self.exec.write_request();
+        let id = <wire::exec::Client as HasTypeId>::TYPE_ID;
+        let mut call: Answered<wire::exec::write_params::Owned> = self.exec.client.new_call(id, 1, None);
         call.get().set_data(data);
-        Ok(call.send().await?)
+        call.send().promise.await?;
+        Ok(())
     }
 
     /// Lets the process read an end of file behind what was typed.

@@ -58,6 +58,11 @@ impl Events {
         let _ = given.taken.send(());
         Some(given.event)
     }
+
+    /// About how many bytes have come and were not taken yet.
+    pub fn waiting(&self) -> usize {
+        self.waiting.get()
+    }
 }
 
 #[derive(Debug)]

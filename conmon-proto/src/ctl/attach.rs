@@ -5,7 +5,7 @@ use conmon_proto::{AttachRequest, Client, EndReason, Exit, ExitReason, History, 
 use crate::fail::{Done, Fail, OK, OURS};
 use crate::keys::{DEFAULT, Keys};
 use crate::line::{Item, Line};
-use crate::talk::{self, Input, Other, Out, Outcome, Talk};
+use crate::talk::{self, Input, Other, Out, Outcome, Signals, Talk};
 use crate::target::{self, Target};
 use crate::term::{self, Raw};
 
@@ -71,7 +71,7 @@ async fn attach(line: &Line, wish: Wish) -> Done {
     // What keys do is the container's business if it has a terminal, and that of ours otherwise.
     let closes = !state.terminal && !wish.leave_stdin_open;
     let input = wish.stdin.then(|| Input::new(wish.keys, closes));
-    let mut talk = Talk { input, sized, out: Out::new(line.json) };
+    let mut talk = Talk { input, sized, out: Out::new(line.json), signals: Signals::catch()? };
     let place = &mut talk.out.place;
     // Nothing of what was said before is asked for again after an upgrade.
     if request.history == History::None {

@@ -7,7 +7,7 @@ use crate::attach::status;
 use crate::fail::{Done, Fail, OK, OURS};
 use crate::keys::{DEFAULT, Keys};
 use crate::line::{Item, Line, print, print_json};
-use crate::talk::{self, Input, Other, Out, Outcome, Talk};
+use crate::talk::{self, Input, Other, Out, Outcome, Signals, Talk};
 use crate::target::{self, Target};
 use crate::term::{self, Raw};
 use crate::{json, show};
@@ -124,6 +124,7 @@ async fn exec(line: &Line, mut wish: Wish) -> Done {
     if let Some((rows, columns)) = term::size().filter(|_| sized) {
         (wish.spec.rows, wish.spec.columns) = (rows, columns);
     }
+    let signals = Signals::catch()?;
     let (output, mut events) = output();
     let exec = start(&client, &wish.spec, Some(output)).await?;
     let keys = if wish.spec.terminal { wish.keys } else { Keys::parse("").unwrap_or(wish.keys) };
@@ -133,7 +134,7 @@ async fn exec(line: &Line, mut wish: Wish) -> Done {
         false => None,
     };
     let other = Other::Exec(exec);
-    let outcome = Talk { input, sized, out: Out::new(false) }.run(&other, &mut events).await;
+    let outcome = Talk { input, sized, out: Out::new(false), signals }.run(&other, &mut events).await;
     drop(raw);
     let Other::Exec(exec) = other else { return Ok(OURS) };
     match outcome? {

@@ -6,7 +6,7 @@ use futures::future::select_all;
 
 use crate::fail::{Done, Fail, OK};
 use crate::line::{Item, Line};
-use crate::talk::{self, Out, Outcome, Place};
+use crate::talk::{self, Out, Outcome, Place, Signals};
 use crate::target::{self, Target};
 
 struct Wish {
@@ -21,9 +21,10 @@ pub async fn run(mut line: Line) -> Done {
     let wish = read(&mut line)?;
     let (client, target) = target::client(&line, wish.container.as_deref()).await?;
     let mut out = Out::new(line.json);
-    let signals = async { talk::ended_by_signal().await.map(status) };
+    let mut signals = Signals::catch()?;
+    let signals = async { signals.next().await.map(status) };
     let logs = logs(&target, client, &wish, &mut out);
-    select_all([logs.boxed_local(), signals.boxed_local()]).await.0
+    select_all([signals.boxed_local(), logs.boxed_local()]).await.0
 }
 
 fn status(outcome: Outcome) -> u8 {

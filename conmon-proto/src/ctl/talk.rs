@@ -1,13 +1,15 @@
 //! A conversation with a container: its output to ours, our input to it, until one of us ends it.
 
+use std::pin::pin;
 use std::process;
+use std::task::Poll;
 use std::time::Duration;
 
 use conmon_proto::{Attachment, Client, End, Error, Event, Events, Exec, History, PeerKind, Stream};
 use futures::FutureExt;
-use futures::future::{LocalBoxFuture, pending, select_all};
+use futures::future::{Either, LocalBoxFuture, pending, poll_fn, select, select_all};
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::fail::Fail;
 use crate::keys::{Keys, Typed};
@@ -62,6 +64,7 @@ pub struct Talk {
     /// Tell the other end about the size of our terminal.
     pub sized: bool,
     pub out: Out,
+    pub signals: Signals,
 }
 
 /// What is typed.
@@ -77,45 +80,71 @@ impl Input {
         Input { stdin: Stdio::open(Descriptor::Stdin), keys, closes }
     }
 
-    /// Carries input until the keys say to leave. What the container does not take is not ours to complain about: its
-    /// output tells how it ended.
+    /// Carries input until the keys say to leave, which are looked for also while the container takes nothing. What it
+    /// does not take is not ours to complain about: its output tells how it ended.
     async fn carry(&mut self, other: &Other) -> Result<Outcome, Fail> {
         let mut buffer = [0; 32 << 10];
+        let (mut queue, mut open, mut taken) = (Vec::new(), true, true);
+        let mut writing: Option<LocalBoxFuture<'_, Result<(), Error>>> = None;
         loop {
-            let read = self.stdin.read(&mut buffer).await;
-            let read = read.map_err(|error| Fail::new(format!("cannot read standard input: {error}")))?;
-            if read == 0 {
+            if writing.is_none() && !queue.is_empty() {
+                let data = std::mem::take(&mut queue);
+                writing = taken.then(|| async move { other.write(&data).await }.boxed_local());
+            }
+            if !open && writing.is_none() {
                 if self.closes {
                     other.close_stdin().await.ok();
                 }
                 return pending().await;
             }
-            let (data, leave) = match self.keys.feed(&buffer[..read]) {
-                Typed::Pass(data) => (data, false),
-                Typed::Leave(data) => (data, true),
+            let reads = open && queue.len() < QUEUE_MAX;
+            let read = async { if reads { self.stdin.read(&mut buffer).await } else { pending().await } };
+            let write = async { if let Some(writing) = &mut writing { writing.await } else { pending().await } };
+            let read = match select(pin!(read), pin!(write)).await {
+                Either::Left((read, _)) => read,
+                Either::Right((done, _)) => {
+                    (writing, taken) = (None, taken && done.is_ok());
+                    continue;
+                }
             };
-            if !data.is_empty() && other.write(&data).await.is_err() {
-                return pending().await;
-            }
-            if leave {
-                return Ok(Outcome::Left);
+            let read = read.map_err(|error| Fail::new(format!("cannot read standard input: {error}")))?;
+            open = read > 0;
+            match self.keys.feed(&buffer[..read]) {
+                Typed::Pass(data) => queue.extend(data),
+                Typed::Leave(data) => {
+                    queue.extend(data);
+                    let last = async {
+                        if let Some(writing) = writing {
+                            writing.await?;
+                        }
+                        if queue.is_empty() { Ok(()) } else { other.write(&queue).await }
+                    };
+                    tokio::time::timeout(LAST_WORDS, last).await.ok();
+                    return Ok(Outcome::Left);
+                }
             }
         }
     }
 }
 
+/// Input that is read ahead of what the container takes.
+const QUEUE_MAX: usize = 64 << 10;
+
+/// How long the container may take for what was typed before leaving.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 impl Talk {
     /// Talks until somebody ends it.
     pub async fn run(&mut self, other: &Other, events: &mut Events) -> Result<Outcome, Fail> {
-        let Talk { input, sized, out } = self;
-        let mut parts: Vec<LocalBoxFuture<'_, Result<Outcome, Fail>>> = vec![out.carry(events).boxed_local()];
+        let Talk { input, sized, out, signals } = self;
+        let mut parts: Vec<LocalBoxFuture<'_, Result<Outcome, Fail>>> =
+            vec![signals.next().boxed_local(), out.carry(events).boxed_local()];
         if let Some(input) = input {
             parts.push(input.carry(other).boxed_local());
         }
         if *sized {
             parts.push(follow_size(other).boxed_local());
         }
-        parts.push(ended_by_signal().boxed_local());
         select_all(parts).await.0
     }
 }
@@ -132,17 +161,24 @@ async fn follow_size(other: &Other) -> Result<Outcome, Fail> {
     pending().await
 }
 
-/// Signals end us in the ordinary way, so that the terminal is left as it was.
-pub async fn ended_by_signal() -> Result<Outcome, Fail> {
-    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
-    let mut waits = Vec::new();
-    for kind in kinds {
-        let mut signals = signal(kind).map_err(no_signals)?;
-        waits.push(async move { signals.recv().await.map(|()| kind.as_raw_value()) }.boxed_local());
+/// Signals that end us in the ordinary way, so that the terminal is left as it was. To be made before it is changed.
+pub struct Signals(Vec<(i32, Signal)>);
+
+impl Signals {
+    pub fn catch() -> Result<Signals, Fail> {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup(), SignalKind::quit()];
+        let caught = kinds.map(|kind| Ok((kind.as_raw_value(), signal(kind)?)));
+        Ok(Signals(caught.into_iter().collect::<Result<_, _>>().map_err(no_signals)?))
     }
-    match select_all(waits).await.0 {
-        Some(number) => Ok(Outcome::Signal(number)),
-        None => pending().await,
+
+    /// Waits for one of them.
+    pub async fn next(&mut self) -> Result<Outcome, Fail> {
+        let number = poll_fn(|cx| {
+            let came =
+                self.0.iter_mut().find_map(|(number, signal)| signal.poll_recv(cx).is_ready().then_some(*number));
+            came.map_or(Poll::Pending, Poll::Ready)
+        });
+        Ok(Outcome::Signal(number.await))
     }
 }
 

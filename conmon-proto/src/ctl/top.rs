@@ -16,7 +16,7 @@ use crate::find::{self, Answer, Monitor};
 use crate::line::{Item, Line, print, print_json};
 use crate::show::{age, bytes, now, plain, short};
 use crate::stdio::{Descriptor, Stdio};
-use crate::talk::{self, Outcome};
+use crate::talk::{self, Outcome, Signals};
 use crate::term::{self, Raw};
 
 /// What rows are sorted by, with the key that chooses it.
@@ -109,9 +109,9 @@ fn value(row: &Row) -> Value {
 
 async fn live(watch: &mut Watch, mut sort: Sort, interval: Duration) -> Done {
     let stdin = Stdio::open(Descriptor::Stdin);
+    let mut signals = Signals::catch()?;
     let _raw = Raw::screen().map_err(|error| Fail::new(format!("cannot use the terminal: {error}")))?;
     let mut resized = signal(SignalKind::window_change()).map_err(talk::no_signals)?;
-    let mut ended = talk::ended_by_signal().boxed_local();
     let mut rows = watch.look().await;
     let mut next = Instant::now() + interval;
     loop {
@@ -122,7 +122,7 @@ async fn live(watch: &mut Watch, mut sort: Sort, interval: Duration) -> Done {
             async { Ok(Woken::Keys(stdin.read(&mut keys).await.map_err(Fail::from)?)) }.boxed_local(),
             tokio::time::sleep_until(next.into()).map(|()| Ok(Woken::Tick)).boxed_local(),
             async { if resized.recv().await.is_some() { Ok(Woken::Resized) } else { pending().await } }.boxed_local(),
-            async { (&mut ended).await.map(Woken::Ended) }.boxed_local(),
+            signals.next().map(|signal| signal.map(Woken::Ended)).boxed_local(),
         ];
         let (woken, ..) = select_all(waits).await;
         match woken? {
