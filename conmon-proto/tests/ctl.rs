@@ -256,7 +256,9 @@ fn attach_types_and_has_the_status_of_the_container() {
     // The end of the input is one of the container's stdin.
     Bed::new().typed("attach --history all ID", "").is(0, "one\ntwo\nthree\n", "oops\n");
     let left = Bed::new();
-    left.typed("attach --detach-keys a,b ID", "x a ab").is(0, "", "");
+    // Whether the echo of what was typed before the keys is still seen is a matter of time.
+    let keys = left.typed("attach --detach-keys a,b ID", "x a ab");
+    assert_eq!((keys.status, &keys.err[..]), (0, ""));
     assert_eq!(left.run("inspect --json ID").json()["streams"][0]["bytes"], 14 + 4);
     assert_eq!(left.run("attach --history some ID").status, 125);
     assert_eq!(left.run("attach nobody-has-this-name").status, 125);

@@ -81,15 +81,14 @@ impl Fake {
         lost + said.iter().filter(|(of, _)| *of == stream).map(|(_, text)| text.len() as u64).sum::<u64>()
     }
 
-    async fn say(&self, stream: wire::Stream, text: &[u8]) -> Result<(), Error> {
+    /// Tells everybody, and waits for nobody: input is taken before its echo is.
+    fn say(&self, stream: wire::Stream, text: &[u8]) {
         let offset = self.total(stream);
         self.said.borrow_mut().push((stream, text.to_vec()));
-        let outputs = self.outputs.borrow().clone();
-        for output in outputs {
-            // One that has gone is no loss.
-            write(&output, stream, offset, text).await.ok();
+        for output in self.outputs.borrow().clone() {
+            let text = text.to_vec();
+            tokio::task::spawn_local(async move { write(&output, stream, offset, &text).await.ok() });
         }
-        Ok(())
     }
 
     async fn end(&self, status: i32) {
@@ -402,9 +401,10 @@ impl attachment::Server for Typist {
     async fn write(self: Rc<Self>, params: attachment::WriteParams) -> Result<(), Error> {
         let data = params.get()?.get_data()?.to_vec();
         let text = String::from_utf8_lossy(&data).into_owned();
-        self.0.say(wire::Stream::Stdout, &data).await?;
+        self.0.say(wire::Stream::Stdout, &data);
         if let Some(status) = text.trim().strip_prefix("end ") {
-            self.0.end(status.parse().unwrap()).await;
+            let status = status.parse().unwrap();
+            tokio::task::spawn_local(async move { self.0.end(status).await });
         }
         Ok(())
     }
