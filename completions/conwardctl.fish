@@ -72,7 +72,7 @@ complete -c conwardctl -n '__fish_seen_subcommand_from logs' -l stderr -d 'Only 
 complete -c conwardctl -n '__fish_seen_subcommand_from ps' -s a -l all -d 'Also the monitors of engines execs'
 complete -c conwardctl -n '__fish_seen_subcommand_from ps' -l no-trunc -d 'Whole IDs'
 
-complete -c conwardctl -n '__fish_seen_subcommand_from signal' -s s -l signal -x -a 'HUP INT QUIT KILL TERM USR1 USR2 STOP CONT WINCH' \
+complete -c conwardctl -n '__fish_seen_subcommand_from signal' -s s -l signal -x -a 'HUP INT QUIT KILL TERM USR1 USR2' \
     -d 'By name or number'
 
 complete -c conwardctl -n '__fish_seen_subcommand_from top' -l once -d 'Print the table one time'

@@ -14,8 +14,8 @@ use tokio::net::UnixStream;
 use crate::client::Client;
 use crate::error::Error;
 
-/// Connects to the monitor that listens at `path`, and drives the connection in a task of its own. To be called within a
-/// `LocalSet`.
+/// Connects to the monitor that listens at `path`, and drives the connection in a task of its own. To be called within
+/// a `LocalSet`.
 pub async fn connect(path: &Path) -> Result<Client, Error> {
     let stream = open(path).await.map_err(|error| Error::Connect(path.to_owned(), error))?;
     let (reader, writer) = stream.into_split();

@@ -105,7 +105,11 @@ fn help_and_mistakes() {
     let bed = Bed::new();
     let help = bed.run("--help");
     assert_eq!(help.status, 0);
-    for command in "attach close-stdin exec exec-result inspect log-policy logs ps reopen-log resize signal top upgrade version wait".split(' ') {
+    for command in
+        "attach close-stdin exec exec-result inspect log-policy logs ps reopen-log resize signal top upgrade \
+         version wait"
+            .split(' ')
+    {
         assert!(help.out.contains(&format!("\n  {command} ")), "{command}");
         let own = bed.run(&format!("{command} --help"));
         assert!(own.status == 0 && own.out.starts_with(&format!("Usage: conwardctl {command}")), "{command}");

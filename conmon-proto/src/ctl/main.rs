@@ -1,8 +1,8 @@
 //! `conwardctl`: looks at, talks to and steers monitors.
 //!
 //! A file per verb, and what they share: `line` reads options, `find` looks for monitors, `target` picks one, `talk`
-//! carries bytes between a terminal and a container, `term` and `stdio` know terminals and descriptors, `show` and `json`
-//! say things to people and to programs.
+//! carries bytes between a terminal and a container, `term` and `stdio` know terminals and descriptors, `show` and
+//! `json` say things to people and to programs.
 
 mod attach;
 mod calls;
