@@ -221,3 +221,6 @@ fn add(chunks: &mut Vec<Chunk>, mut more: Chunk, piece_max: usize) {
         more.start = end;
     }
 }
+
+#[cfg(test)]
+mod tests;
