@@ -20,8 +20,8 @@ struct Client {
 }
 
 impl Client {
-    /// Reads one buffer and takes up to `appetite` bytes of it; true if there may be more. Without `said`, what it reads
-    /// need not be right.
+    /// Reads one buffer and takes up to `appetite` bytes of it; true if there may be more. Without `said`, what it
+    /// reads need not be right.
     fn read(
         &mut self,
         log: &LogFile,
