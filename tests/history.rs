@@ -1,5 +1,9 @@
 //! Whatever happens to a log, what is read back is what the container said, at its offsets, or a gap of that length.
 
+// Random numbers are small, and logs fit in memory.
+#![allow(clippy::cast_possible_truncation)]
+
+#[allow(dead_code, reason = "records are enough here")]
 #[path = "support/cri.rs"]
 mod cri;
 

@@ -131,8 +131,8 @@ pub enum Read {
     End,
 }
 
-/// Reads the log at `place` into `buffer` (64 KiB or more: it must hold a record) and cuts what is wanted into chunks of
-/// at most `piece_max` bytes. Bytes and gaps of a wanted stream follow each other without a hole.
+/// Reads the log at `place` into `buffer` (64 KiB or more: it must hold a record) and cuts what is wanted into chunks
+/// of at most `piece_max` bytes. Bytes and gaps of a wanted stream follow each other without a hole.
 pub fn read(log: &LogFile, place: &Place, wanted: [bool; 2], buffer: &mut [u8], piece_max: usize) -> Read {
     let mut place = *place;
     loop {
@@ -221,3 +221,6 @@ fn add(chunks: &mut Vec<Chunk>, mut more: Chunk, piece_max: usize) {
         more.start = end;
     }
 }
+
+#[cfg(test)]
+mod tests;

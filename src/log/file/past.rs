@@ -249,3 +249,35 @@ impl LogFile {
         Beside::Records(low.unwrap_or(start))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(generation: u64, offset: u64, stdout: u64) -> Mark {
+        Mark { at: Position { generation, offset }, offsets: [stdout, 0] }
+    }
+
+    #[test]
+    fn gaps_at_one_place_are_one_until_a_note_ends_them() {
+        let mut past = Past::default();
+        past.lose(mark(0, 100, 10), Stream::Stdout, 5);
+        past.lose(mark(0, 100, 15), Stream::Stderr, 2);
+        past.note(mark(0, 100, 15), 60);
+        past.lose(mark(0, 160, 15), Stream::Stdout, 1);
+        let gaps: Vec<_> = past.gaps.iter().map(|gap| (gap.mark, gap.behind())).collect();
+        let first = (mark(0, 100, 10), Mark { offsets: [15, 2], ..mark(0, 160, 0) });
+        assert_eq!(gaps, [first, (mark(0, 160, 15), mark(0, 160, 16))]);
+    }
+
+    #[test]
+    fn with_too_many_gaps_what_is_before_the_oldest_is_given_up() {
+        let mut past = Past::default();
+        for number in 0..1000 {
+            past.lose(mark(0, number * 10, number * 3), Stream::Stdout, 1);
+        }
+        assert_eq!(past.gaps.len(), GAPS_MAX);
+        let dropped = 1000 - GAPS_MAX as u64 - 1;
+        assert_eq!(past.floor, mark(0, dropped * 10, dropped * 3 + 1));
+    }
+}
