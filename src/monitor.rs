@@ -205,6 +205,7 @@ impl<'a> Monitor<'a> {
             self.step(&mut events, None);
             if before == Phase::Starting && self.session.phase == Phase::Running {
                 sys::release_memory();
+                sys::forget_program();
             }
             if std::mem::take(&mut self.replace) || self.replacement.is_some() {
                 self.replace();

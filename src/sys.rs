@@ -552,6 +552,25 @@ pub fn release_memory() {
     }
 }
 
+// SAFETY: symbols that the linker makes; only their addresses mean something (end(3)).
+unsafe extern "C" {
+    static __executable_start: u8;
+    static etext: u8;
+}
+
+/// Gives back the pages of the program itself: most of them are of the start-up, and what is needed again comes from the
+/// page cache.
+#[inline(never)]
+pub fn forget_program() {
+    let start = (&raw const __executable_start as usize).next_multiple_of(PAGE);
+    let end = &raw const etext as usize & !(PAGE - 1);
+    if start < end {
+        // SAFETY: from the beginning of the image to the end of its code there is nothing that was ever written to (the
+        // program is not relocated), so the pages that come back are the same.
+        unsafe { libc::madvise(start as *mut c_void, end - start, libc::MADV_DONTNEED) };
+    }
+}
+
 /// Bytes of stack that may have been used, generously.
 const STACK_USED: usize = 96 * 1024;
 
