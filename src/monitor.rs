@@ -488,10 +488,9 @@ impl<'a> Monitor<'a> {
         if !self.session.may_pass(stream.index()) || self.held_up(stream) {
             return Turn::Wait;
         }
-        let limit = self.meters[stream.index()].room(Instant::now());
-        let drops = matches!(self.meters[stream.index()].policy, Policy::Limit { action: Action::Drop, .. });
+        let (limit, drops) = self.room(stream);
         if limit == Some(0) && !drops {
-            self.timers.set(Timer::Refill, self.meters[stream.index()].refill());
+            self.timers.set_sooner(Timer::Refill, self.meters[stream.index()].refill());
             return Turn::Wait;
         }
         let starting = self.session.phase == Phase::Starting;
@@ -525,6 +524,17 @@ impl<'a> Monitor<'a> {
         }
         self.after_output();
         if turn == Turn::Closed || self.held_up(stream) { Turn::Wait } else { turn }
+    }
+
+    /// Bytes that a stream may log now, and whether what is more is dropped.
+    fn room(&mut self, stream: Stream) -> (Option<u64>, bool) {
+        match &mut self.meters[stream.index()] {
+            Meter { policy: Policy::Pass, .. } => (None, false),
+            meter => {
+                let drops = matches!(meter.policy, Policy::Limit { action: Action::Drop, .. });
+                (meter.room(Instant::now()), drops)
+            }
+        }
     }
 
     fn held_up(&self, stream: Stream) -> bool {

@@ -30,6 +30,13 @@ impl Timers {
         self.0[timer as usize] = Instant::now().checked_add(after);
     }
 
+    /// As [`Timers::set`], unless it is due before.
+    pub fn set_sooner(&mut self, timer: Timer, after: Duration) {
+        let at = Instant::now().checked_add(after);
+        let slot = &mut self.0[timer as usize];
+        *slot = slot.iter().copied().chain(at).min();
+    }
+
     pub fn is_set(&self, timer: Timer) -> bool {
         self.0[timer as usize].is_some()
     }

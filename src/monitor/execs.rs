@@ -148,6 +148,9 @@ impl Monitor<'_> {
         let pid = runtime::start(&words, &theirs, &inherit)
             .map_err(|error| Refusal::failed(format_args!("failed to start runtime {runtime}"), &error))?;
         exec.session.runtime = Some(pid);
+        if let Some(limit) = exec.spec.timeout {
+            exec.expect(Due::Timeout, limit);
+        }
         self.execs.running.push(exec);
         Ok(id)
     }
@@ -219,9 +222,6 @@ impl Monitor<'_> {
         let Some(exec) = self.execs.get(id) else { return };
         exec.session.adopt(pid);
         exec.session.complaint.clear();
-        if let Some(limit) = exec.spec.timeout {
-            exec.expect(Due::Timeout, limit);
-        }
         self.watch_stranger(id);
         for stream in Stream::ALL {
             self.wake(Source::Output(id, stream));
@@ -233,7 +233,7 @@ impl Monitor<'_> {
     pub(super) fn fail_exec(&mut self, id: Id, reason: &str) {
         let Some(exec) = self.execs.get(id) else { return };
         exec.session.collect_complaint();
-        if exec.session.complaint.bytes().is_empty() {
+        if exec.session.complaint.bytes().is_empty() || exec.session.complaint.bytes().ends_with(b": ") {
             exec.session.complaint.add(reason.as_bytes());
         }
         exec.session.phase = Phase::Failed;
@@ -398,6 +398,11 @@ impl Monitor<'_> {
             let Some(exec) = self.execs.get(id) else { continue };
             exec.due = None;
             match due {
+                // A runtime that hangs ends like one that failed, and says nothing.
+                Due::Timeout if exec.session.phase == Phase::Starting => {
+                    exec.session.complaint.add(b"the time was up before it had started: ");
+                    exec.session.signal(libc::SIGKILL);
+                }
                 Due::Timeout => {
                     exec.session.end.get_or_insert(End::TimedOut);
                     exec.expect(Due::Killed, KILL_PATIENCE);

@@ -67,6 +67,7 @@ impl Monitor<'_> {
 
     #[inline(never)]
     fn serve_rounds(&mut self) {
+        let before = self.service.as_ref().map_or(0, Service::connections);
         for _ in 0..ROUNDS {
             let Some(service) = &mut self.service else { return };
             service.run();
@@ -89,7 +90,8 @@ impl Monitor<'_> {
         let captured = self.execs.captured();
         let Some(service) = &mut self.service else { return };
         service.guard(captured);
-        if service.is_awake() {
+        // Whoever could not be accepted for want of descriptors waits without a further event.
+        if service.is_awake() || service.connections() < before {
             self.wake(Source::Service);
         }
     }

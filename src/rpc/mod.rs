@@ -234,7 +234,8 @@ impl Service {
         let Some(core) = &mut self.core else { return };
         core.executor.run();
         self.links.retain(|link| !link.over.get());
-        if self.links.is_empty() && !core.executor.is_awake() && core.inbox.borrow().is_empty() {
+        let done = core.inbox.borrow().is_empty() && core.events.borrow().is_empty();
+        if self.links.is_empty() && !core.executor.is_awake() && done {
             // What is left waits for somebody who is gone.
             self.core = None;
         }
