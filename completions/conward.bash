@@ -42,7 +42,7 @@ _conward() {
             return
             ;;
         -P | --conmon-pidfile | -p | --container-pidfile | --pidfile | --exec-process-spec | --restore | \
-            --sdnotify-socket | --seccomp-notify-socket)
+            --rpc-socket | --sdnotify-socket | --seccomp-notify-socket)
             mapfile -t COMPREPLY < <(compgen -f -- "$cur")
             return
             ;;
@@ -62,7 +62,8 @@ _conward() {
         --help --history-held-max --leave-stdin-open --log-allowlist-dir --log-file-mode --log-global-size-max
         --log-label --log-level --log-line-max --log-max-files --log-path --log-rotate --log-size-max --log-tag
         --log-utc --name --no-container-partial-message --no-new-keyring --no-pivot --no-sync-log --persist-dir
-        --pidfile --replace-listen-pid --restore --restore-arg --resume --runtime --runtime-arg --runtime-opt
+        --pidfile --replace-listen-pid --restore --restore-arg --resume --rpc-socket --runtime --runtime-arg
+        --runtime-opt
         --sdnotify-socket --seccomp-notify-plugins --seccomp-notify-socket --socket-dir-path --stdin --sync
         --syslog --systemd-cgroup --terminal --timeout --version
         -0 -P -T -b -c -e -h -i -l -n -p -r -s -t -u' -- "$cur")

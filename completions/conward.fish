@@ -60,6 +60,7 @@ for name in conward conmon
     complete -c $name -l log-utc -d 'Time stamps in UTC'
     complete -c $name -l log-file-mode -x -d 'Octal permissions of a new log file'
     complete -c $name -l attach-stall-timeout -x -d 'Disconnect a client that reads nothing for so many seconds'
+    complete -c $name -l rpc-socket -r -d 'Where the service listens, or none'
     complete -c $name -l history-held-max -x -d 'Bytes of rotated logs kept for clients that are behind'
 
     complete -c $name -l check-state -x -d 'Say whether the state in this descriptor could be resumed'

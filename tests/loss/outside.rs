@@ -37,8 +37,8 @@ pub fn cases() -> Vec<Case> {
         Case::new("runtime/missing", "3.7", "a runtime that does not exist", missing),
         Case::new("runtime/hangs", "3.8", "a runtime that hangs ends with SIGTERM to the monitor", hangs),
         Case::new("limit/16-descriptors", "P11", "16 descriptors: works or says why not", |m| few_descriptors(m, 16)),
-        Case::new("limit/24-descriptors", "P2", "clients take no descriptor that the exit needs", |m| {
-            few_descriptors(m, 24)
+        Case::new("limit/28-descriptors", "P2", "clients take no descriptor that the exit needs", |m| {
+            few_descriptors(m, 28)
         }),
         Case::new("sync/full", "3.7", "a sync pipe that is full and not read", |m| sync_pipe(m, false)),
         Case::new("sync/closed", "3.7", "a sync pipe without a reader", |m| sync_pipe(m, true)),
