@@ -83,7 +83,7 @@ fn the_man_page_is_well_formed() {
     }
     assert!(open.is_empty(), "{open:?}");
     let sections: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".SH ")).collect();
-    let wanted = "NAME,SYNOPSIS,DESCRIPTION,MODES,OPTIONS,ENVIRONMENT,FILES,LOG FORMAT,EXIT RECORD,SIGNALS,\
+    let wanted = "NAME,SYNOPSIS,DESCRIPTION,MODES,OPTIONS,ENVIRONMENT,FILES,SERVICE,LOG FORMAT,EXIT RECORD,SIGNALS,\
                   EXIT STATUS,EXAMPLES,SEE ALSO";
     assert_eq!(sections.join(","), wanted);
 }
