@@ -241,8 +241,11 @@ fn passed(monitor: &Monitor, signal: Signal) -> Outcome {
     // dash loses a signal that comes while it starts a command in the foreground.
     let then = format!("$W lines:100 0 {total}; kill $!; exit 9");
     let script = format!("trap '{then}' {name}; sleep 1000 & : >$D/ready; wait");
-    let live = scene(monitor, &script)?.start()?;
+    let mut scene = scene(monitor, &script)?;
+    let mut live = scene.sync_pipe(Kind::Pipe)?.start()?;
     crate::rig::reached(&live, "ready")?;
+    // Until the pid is reported, a signal is the runtime's, and may end that.
+    check(live.sync()?.json()?["pid"].as_i64() > Some(0), "the pid is reported")?;
     live.signal(signal)?;
     same("exit file", live.exit_file()?, "9".to_owned())?;
     check(!procs::alive(live.container()?), "the container has ended")?;
