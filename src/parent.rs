@@ -1,4 +1,4 @@
-//! Reports to the caller over the sync pipe and the attach pipe.
+//! What ties us to the caller: its stdio, and reports over the sync pipe and the attach pipe.
 //!
 //! A report is one JSON object in one line, written at once, so that a reader of a SOCK_SEQPACKET socket gets it
 //! whole; podman reads at most 4096 bytes of it. conmon's key is `data` from API version 1 on, and `pid` or
@@ -10,9 +10,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::write;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, write};
 
 use crate::options::{Mode, Options};
 use crate::sys;
@@ -230,6 +230,15 @@ fn write_within(fd: BorrowedFd<'_>, mut bytes: &[u8], patience: Duration) -> io:
         }
     }
     Ok(())
+}
+
+/// Lets go of the caller's stdin, stdout and stderr, which it may be waiting to see closed.
+pub fn detach_stdio() {
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty());
+    let Ok(null) = null else { return crate::warn!("Failed to open /dev/null") };
+    let _ = dup2_stdin(&null);
+    let _ = dup2_stdout(&null);
+    let _ = dup2_stderr(&null);
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use mio::Interest;
 
-use super::{Monitor, watch};
+use super::{Monitor, drained, watch};
 use crate::attach::{Request, Seat};
 use crate::command::{Code, Command, Refusal, Reply, Switch};
+use crate::control::Fifo;
 use crate::exec::Sink;
 use crate::exit::{End, Summary};
 use crate::options::RpcSocket;
@@ -97,6 +98,22 @@ impl Monitor<'_> {
     }
 
     // ------------------------------------------------------------ requests
+
+    #[inline(never)]
+    pub(super) fn read_commands(&mut self, fifo: impl Fn(&mut Self) -> &mut Option<Fifo>) -> Turn {
+        let mut commands = Vec::new();
+        let Some(open) = fifo(self) else { return Turn::Wait };
+        let turn = open.read(|line| match line {
+            Ok(command) => commands.push(command),
+            Err(rejected) => crate::warn!("{rejected}"),
+        });
+        for command in commands {
+            if let Err(refusal) = self.apply(command) {
+                crate::debug!("Refused a request: {refusal}");
+            }
+        }
+        turn.map_or(Turn::Wait, drained)
+    }
 
     /// Does what is asked, or sees to it that it is answered later.
     fn obey(&mut self, ask: Ask) {
