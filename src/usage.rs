@@ -98,8 +98,8 @@ conward's own options:
   --attach-stall-timeout=SECONDS   Where nothing is logged to a file: disconnect a client that reads nothing for so long
                                    (default: 0, never)
   --history-held-max=BYTES         Rotated logs kept on disk for attached clients that are behind (default: 67108864)
-  --rpc-socket=PATH                Where the Cap'n Proto service listens, an absolute path, or none (default: conward.sock
-                                   in the bundle; with --exec none)
+  --rpc-socket=PATH                Where the Cap'n Proto service listens, an absolute path, or none (default:
+                                   conward.sock in the bundle; with --exec none)
 
 Between a monitor and the program that replaces it (SIGUSR2; see conward(8)):
   --check-state=FD                 Say whether the state in this descriptor could be resumed
