@@ -38,10 +38,11 @@ pub fn finish(mut monitor: Box<Monitor<'_>>, inherited: &[RawFd]) -> u8 {
     let published = record(&monitor, end);
     final_report(&mut monitor, end);
     let behind = leave_clients(&mut monitor);
-    monitor.log.sync();
     published.into_iter().for_each(Published::sync);
     close_service(&mut monitor);
     serve_the_rest(&mut monitor, behind);
+    // A long log takes its time, and nobody waits for it.
+    monitor.log.sync();
     close_link(&monitor);
     run_exit_command(&monitor, end.exit_status())
 }
