@@ -548,10 +548,13 @@ pub fn listen_at(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
     let bound = bind(listener.as_raw_fd(), &address);
     umask(before);
     bound?;
-    listen(&listener, Backlog::new(BACKLOG)?)?;
+    listen(&listener, Backlog::new(if kind == SockType::Stream { SERVICE_BACKLOG } else { BACKLOG })?)?;
     renameat(&dir, temporary.as_str(), &dir, name)?;
     Ok(listener)
 }
 
 /// conmon's backlog; clients may connect before anybody accepts.
 const BACKLOG: i32 = 10;
+
+/// Whoever connects to the service is answered, if only with a refusal, and should not be turned away by the kernel.
+const SERVICE_BACKLOG: i32 = 128;
