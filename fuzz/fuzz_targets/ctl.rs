@@ -3,7 +3,9 @@
 
 use std::ffi::{CString, c_int};
 
-use conward::control::{Command, Kind, Lines, Rejected, Why};
+use conward::command::Command;
+use conward::control::{Kind, Lines, Rejected, Why};
+use conward::session::CONTAINER;
 use conward_fuzz::Dice;
 use libfuzzer_sys::fuzz_target;
 
@@ -45,7 +47,7 @@ fn check(kind: Kind, line: &[u8], answer: &Answer) {
         let text = rejected.to_string();
         assert!(text.len() < 1000 && !text.chars().any(char::is_control), "{text:?}");
     }
-    let why = answer.as_ref().map_err(|rejected| rejected.why).copied();
+    let why = answer.as_ref().map_err(|rejected| rejected.why);
     if line.len() >= LINE_MAX {
         assert_eq!(why, Err(Why::TooLong));
         return;
@@ -65,13 +67,13 @@ fn check(kind: Kind, line: &[u8], answer: &Answer) {
         [rows, cols, ..] => command(what, rows, cols),
         _ => Err(Why::Missing),
     };
-    assert_eq!(why, expected, "{:?}", String::from_utf8_lossy(line));
+    assert_eq!(why, expected.as_ref().map_err(|why| *why), "{:?}", String::from_utf8_lossy(line));
 }
 
 fn command(what: c_int, rows: c_int, cols: c_int) -> Result<Command, Why> {
     let size = |number: c_int| u16::try_from(number).ok().filter(|&size| size <= 1000).ok_or(Why::Size(number.into()));
     match what {
-        1 => Ok(Command::Resize { rows: size(rows)?, cols: size(cols)? }),
+        1 => Ok(Command::Resize { session: CONTAINER, rows: size(rows)?, cols: size(cols)? }),
         2 => size(rows).and(size(cols)).map(|_| Command::ReopenLog),
         _ => Err(Why::Type(what.into())),
     }

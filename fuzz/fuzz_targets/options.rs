@@ -40,7 +40,7 @@ fuzz_target!(|data: &[u8]| {
         Err(refusal) => check_refusal(&refusal),
         Ok(Parsed::Version(text)) => assert!(text.starts_with("conmon version ") && text.ends_with('\n')),
         Ok(Parsed::Help(_)) => panic!("nobody asked for help"),
-        Ok(Parsed::Run(options, _)) => check_options(&options),
+        Ok(Parsed::Run(options, _) | Parsed::CheckState(options, _) | Parsed::Resume(options, _)) => check_options(&options),
     }
 });
 
