@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use conmon_proto::{AttachRequest, Client, Event, ExecSpec, Exec, History, connect, output};
+use conmon_proto::{AttachRequest, Client, Event, Exec, ExecSpec, History, connect, output};
 
 use super::{
     Bench, Subject,
@@ -11,6 +11,9 @@ use super::{
     runtime::{Role, now},
     table::{Row, quantile},
 };
+
+/// Memory is given back a second or two after the last of a load.
+const SETTLE: u64 = 4000;
 
 /// Execs of one round, one after the other; the first ones find nothing warm.
 const EXECS: usize = 9;
@@ -55,8 +58,7 @@ pub fn memory(bench: &mut Bench) -> Vec<Row> {
         }
         let container = subject.start(&Role::Sleep, Plan::default())?;
         let private = || {
-            pause(std::env::var("SETTLE").ok().and_then(|t| t.parse().ok()).unwrap_or(500));
-            if std::env::var_os("SMAPS").is_some() { eprintln!("{}", std::fs::read_to_string(format!("/proc/{}/smaps", container.monitor)).unwrap()); }
+            pause(SETTLE);
             processes::dirty_memory(container.monitor) as f64
         };
         let before = private();
