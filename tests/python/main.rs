@@ -1,7 +1,7 @@
 //! The service, seen by a client in another language: Python with `pycapnp`, which reads the schema itself.
 //!
-//! `cargo test --test python -- [FILTER…] [--list]`. The containers are runc's. Where Python, its package, or the right to
-//! make containers is missing, the cases are skipped and say so.
+//! `cargo test --test python -- [FILTER…] [--list]`. The containers are runc's. Where Python, its package, or the right
+//! to make containers is missing, the cases are skipped and say so.
 
 #[path = "../runc/container.rs"]
 mod container;

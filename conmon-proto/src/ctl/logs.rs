@@ -40,8 +40,8 @@ pub async fn run(mut line: Line) -> Done {
 /// Monitors end with their containers.
 const ENDED: &str = "; of a container that has ended, give the path of its log file (with podman: podman logs)";
 
-/// The k8s-file log of a container that may have ended: records of a time, a stream, `F` or `P`, and the text; `P` is of a
-/// line that goes on in the stream's next record.
+/// The k8s-file log of a container that may have ended: records of a time, a stream, `F` or `P`, and the text; `P` is of
+/// a line that goes on in the stream's next record.
 async fn file(path: &Path, wish: &Wish, out: &mut Out) -> Done {
     let failed = |error: io::Error| Fail::new(format!("cannot read {}: {error}", path.display()));
     if wish.follow || !matches!(wish.history, History::All | History::Lines(_) | History::None) {
