@@ -4,6 +4,7 @@
 //! to make containers is missing, the cases are skipped and say so.
 
 #[path = "../runc/container.rs"]
+#[allow(dead_code, reason = "made for the tests with runc, which use all of it")]
 mod container;
 #[path = "../support/mod.rs"]
 mod support;
