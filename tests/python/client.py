@@ -294,7 +294,7 @@ async def timeout(monitor, bundle):
 async def exec_terminal(monitor, bundle):
     output = Output()
     # The runtime hands the terminal over and goes on: who looks at once may see it without a size yet.
-    wait = "until [ \"$(stty size)\" != '0 0' ]; do sleep 0.01; done"
+    wait = 'while :; do case $(stty size 2>/dev/null) in [1-9]*) break ;; esac; sleep 0.01; done'
     spec = command(f"{wait}; stty size; read x; stty size; exit 6", stdin=True, terminal=True, rows=12, columns=34)
     reply = granted(await monitor.exec(spec=spec, output=output))
     await output.has(b"12 34\r\n")
