@@ -59,7 +59,7 @@ pub fn exec(bench: &mut Bench) -> Vec<Row> {
 }
 
 /// Nanoseconds until the pid and until the exit code was reported.
-fn exec_once(subject: &Subject) -> Outcome<(u64, u64)> {
+pub fn exec_once(subject: &Subject) -> Outcome<(u64, u64)> {
     let run = || -> std::io::Result<(u64, u64)> {
         let place = Place::new(subject.work, &Role::Quick)?;
         let spec = place.bundle.join("role");

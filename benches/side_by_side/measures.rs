@@ -1,6 +1,6 @@
 //! The list of measurements.
 
-use super::{Bench, flow, latency, standing, table::Row};
+use super::{Bench, flow, latency, service, standing, table::Row};
 
 pub struct Measure {
     pub name: &'static str,
@@ -26,6 +26,11 @@ pub const MEASURES: &[Measure] = &[
         run: latency::exec,
     },
     Measure {
+        name: "service-exec",
+        what: "an exec over one connection to the service, and a monitor of conmon's for each",
+        run: service::exec,
+    },
+    Measure {
         name: "log",
         what: "throughput into a CRI log, and CPU time per GB; every byte is verified",
         run: flow::log,
@@ -38,6 +43,11 @@ pub const MEASURES: &[Measure] = &[
         name: "idle",
         what: "private memory, threads and descriptors of many idle monitors",
         run: standing::idle,
+    },
+    Measure {
+        name: "service-memory",
+        what: "private memory that clients of the service and their execs leave behind",
+        run: service::memory,
     },
     Measure { name: "wakeups", what: "context switches of an idle monitor", run: standing::wakeups },
     Measure {

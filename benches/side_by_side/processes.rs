@@ -87,6 +87,12 @@ pub fn private_memory(pid: i32) -> u64 {
     keyed(&rollup, "Private_Clean:") + keyed(&rollup, "Private_Dirty:")
 }
 
+/// Memory that only this process has and that is nowhere else, KiB: without what it has read of its own program, of
+/// which a lonely process is the only reader.
+pub fn dirty_memory(pid: i32) -> u64 {
+    keyed(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default(), "Private_Dirty:")
+}
+
 pub fn descriptors(pid: i32) -> u64 {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |list| list.count() as u64)
 }

@@ -81,7 +81,8 @@ pub fn now() -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// `create --bundle B --pid-file P [--console-socket S] ID` and `exec --pid-file P --process SPEC ID`.
+/// `create --bundle B --pid-file P [--console-socket S] ID`, `exec --pid-file P --process SPEC ID` and
+/// `exec --pid-file P --detach ID ROLE`, with P in the bundle.
 pub fn main(words: &[String]) -> ExitCode {
     match run(words) {
         Ok(()) => ExitCode::SUCCESS,
@@ -94,12 +95,14 @@ pub fn main(words: &[String]) -> ExitCode {
 
 fn run(words: &[String]) -> io::Result<()> {
     let value = |name: &str| words.iter().position(|word| word == name).and_then(|at| words.get(at + 1));
-    let role = match (value("--process"), value("--bundle")) {
-        (Some(spec), _) => PathBuf::from(spec),
-        (None, Some(bundle)) => Path::new(bundle).join("role"),
-        (None, None) => return Err(io::Error::other("neither --bundle nor --process")),
+    let word = words.iter().position(|word| word == "--detach").and_then(|at| words.get(at + 2));
+    let (role, text) = match (value("--process"), value("--bundle"), value("--pid-file"), word) {
+        (Some(spec), ..) => (PathBuf::from(spec), None),
+        (None, Some(bundle), ..) => (Path::new(bundle).join("role"), None),
+        (None, None, Some(pidfile), Some(word)) => (PathBuf::from(pidfile), Some(word.clone())),
+        _ => return Err(io::Error::other("neither --bundle nor --process nor a role")),
     };
-    let text = fs::read_to_string(&role)?;
+    let text = text.map_or_else(|| fs::read_to_string(&role), Ok)?;
     let terminal = value("--console-socket").map(|socket| console(Path::new(socket))).transpose()?;
     match sys::fork()? {
         Fork::Child => {

@@ -9,6 +9,7 @@ pub mod options;
 pub mod payload;
 pub mod processes;
 pub mod runtime;
+pub mod service;
 pub mod standing;
 pub mod supervisor;
 pub mod table;

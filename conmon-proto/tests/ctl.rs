@@ -183,8 +183,11 @@ fn ps_lists_all_kinds_of_monitors_in_time() {
     assert!(row(&hung).contains(" no answer "));
     assert!(row(&exec).contains(" exec "));
     let refused = bed.run(&format!("wait {plain}"));
-    let text =
-        format!("conwardctl: {plain} is watched by a plain conmon (pid {}), which has no service\n", others[0].id());
+    let text = format!(
+        "conwardctl: {} is watched by a plain conmon (pid {}), which has no service\n",
+        &plain[..12],
+        others[0].id()
+    );
     refused.is(1, "", &text);
     others.iter_mut().for_each(|child| {
         child.kill().ok();
@@ -306,13 +309,31 @@ fn a_detached_exec_has_a_result_later() {
     bed.run("exec -d ID echo later").is(0, "1\n", "");
     bed.run("exec-result ID 1").is(0, "exited with 0, 2023-11-14T22:13:25.000000000Z after 5s\nlater\n", "warn\n");
     assert_eq!(bed.run("exec-result --json ID 1").json()["exit"]["exitCode"], 0);
-    bed.run("exec-result ID 2").is(1, "", &format!("conwardctl: {}: there is no exec 2\n", bed.id));
+    bed.run("exec-result ID 2").is(1, "", &format!("conwardctl: {}: there is no exec 2\n", &bed.id[..12]));
+}
+
+#[test]
+fn the_log_of_a_container_that_has_ended_is_read_from_its_file() {
+    let bed = Bed::new();
+    let log = bed.directory.path().join("ctr.log");
+    let text = "T stdout F one\nT stderr F oops\nT stdout P tw\nT stdout F o\nT stdout F \n";
+    std::fs::write(&log, text).unwrap();
+    let log = log.display();
+    bed.run(&format!("logs {log}")).is(0, "one\ntwo\n\n", "oops\n");
+    bed.run(&format!("logs --tail 2 --stdout {log}")).is(0, "two\n\n", "");
+    bed.run(&format!("logs --stderr {log}")).is(0, "", "oops\n");
+    assert_eq!(bed.run(&format!("logs -f {log}")).status, 2);
+    std::fs::write(bed.directory.path().join("other"), "hello\n").unwrap();
+    let other = bed.directory.path().join("other").display().to_string();
+    bed.run(&format!("logs {other}")).is(1, "", &format!("conwardctl: {other} is no k8s-file log\n"));
+    let gone = bed.run("logs nobody");
+    assert!(gone.status == 1 && gone.err.contains("give the path of its log file"), "{}", gone.err);
 }
 
 #[test]
 fn small_calls() {
     let bed = Bed::new();
-    let refused = format!("conwardctl: {}: resize: the container has no terminal\n", bed.id);
+    let refused = format!("conwardctl: {}: resize: the container has no terminal\n", &bed.id[..12]);
     bed.run("resize ID 24 80").is(1, "", &refused);
     bed.run("reopen-log ID").is(0, "k8s-file /run/web/log (inode 5) from stdout 14 and stderr 0 on\n", "");
     bed.run("log-policy --burst 1M ID 64K").is(0, "", "");
@@ -340,7 +361,7 @@ fn upgrades_are_counted() {
         &format!("{short}  accepted  conward 9.8.7, pid 4242\n"),
         "",
     );
-    let text = format!("{short}  failed    {}: the candidate does not accept the state\n", bed.id);
+    let text = format!("{short}  failed    the candidate does not accept the state\n");
     bed.run(&format!("upgrade ID {directory}/bad")).is(1, &text, "");
     assert_eq!(bed.run(&format!("upgrade ID {directory}/none")).status, 1);
     let all = bed.run(&format!("upgrade --all --check --json {directory}/good")).json();

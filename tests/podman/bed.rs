@@ -64,6 +64,15 @@ impl<'a> Bed<'a> {
         self.at_home(Call::new("podman", args, self.until).within(COMMAND)).silent_options(&own)
     }
 
+    /// conwardctl, which finds the monitors of other beds, too: containers are to be named by ID.
+    pub fn ctl(&self, args: &[&str]) -> Verdict<Call> {
+        self.only_ours("it has no service")?;
+        let Some(ctl) = &self.rig.ctl else {
+            return Err(Stop::Skipped("no conwardctl beside the monitor (cargo build --package conmon-proto)".into()));
+        };
+        Ok(self.host(&ctl.display().to_string(), args))
+    }
+
     /// A program of the host, within the case's time.
     pub fn host(&self, program: &str, args: &[&str]) -> Call {
         self.at_home(Call::new(program, args, self.until).within(COMMAND))

@@ -17,6 +17,8 @@ use super::{Stop, Verdict, call::Call};
 pub struct Rig {
     /// The monitor under test.
     pub monitor: PathBuf,
+    /// conwardctl, if it was built beside it.
+    pub ctl: Option<PathBuf>,
     /// Its first line of `--version`.
     pub version: String,
     /// When the whole run must be over.
@@ -54,8 +56,10 @@ impl Rig {
         // A copy, not a symbolic link: podman and people know the process by the name of its executable.
         fs::copy(&source, &monitor).map_err(|e| failed(&format!("cannot install {}", source.display()), &e))?;
         let busybox = busybox.display().to_string();
+        let ctl = env::var_os("CONWARDCTL").map_or_else(|| source.with_file_name("conwardctl"), PathBuf::from);
         let mut rig = Self {
             monitor,
+            ctl: ctl.is_file().then_some(ctl),
             version: String::new(),
             until: Instant::now() + SUITE,
             dir,

@@ -3,6 +3,7 @@
 mod attach;
 mod bed;
 mod call;
+mod ctl;
 mod exec;
 pub mod inside;
 mod life;
@@ -66,6 +67,8 @@ pub const CASES: &[Case] = cases! {
     exec: codes detached piped_megabytes streams_stay_apart ten_at_once ends_with_the_container preserved_descriptors health_check leftover_holds_stdout;
     life: wait_for_many stop_polite kill restart restart_policy;
     logs: k8s_file json_file none passthrough journald follow tail_and_stamps max_size partial_and_long binary;
+    ctl: attach_and_detach attach_without_stdin attached_over_the_end attached_over_an_upgrade killed_in_a_terminal
+         exec_in_a_terminal exec_codes listed followed_over_an_upgrade waited_for;
     notify: by_monitor by_container socket_activation;
     monitor: is_shown out_of_memory checkpoint;
 };

@@ -21,7 +21,7 @@ use nix::{
 use super::{
     Stop, Verdict,
     bed::{Bed, PATIENCE},
-    call::{PAUSE, Reader},
+    call::{Call, PAUSE, Reader},
     check,
     processes::eventually,
     rig::failed,
@@ -41,11 +41,16 @@ pub struct Tty<'a> {
 impl<'a> Tty<'a> {
     /// 24 lines by 80 columns.
     pub fn open(bed: &'a Bed<'a>, args: &[&str]) -> Verdict<Self> {
+        Self::of(bed, bed.podman(args))
+    }
+
+    /// The same with another program.
+    pub fn of(bed: &'a Bed<'a>, call: Call) -> Verdict<Self> {
         let (keyboard, name) = pty().map_err(|e| Stop::Failed(format!("cannot make a pty: {e}")))?;
         let mine = keyboard.try_clone().map_err(|e| failed(&name, &e))?;
         set_window_size(keyboard.as_fd(), 24, 80).map_err(|e| failed(&name, &e))?;
         // setsid makes the terminal on stdin the controlling one: podman then gets SIGWINCH.
-        let (mut command, line) = bed.podman(args).under(&bed.rig.busybox, &["setsid", "-c"]).command();
+        let (mut command, line) = call.under(&bed.rig.busybox, &["setsid", "-c"]).command();
         for set in [std::process::Command::stdin, std::process::Command::stdout, std::process::Command::stderr] {
             set(&mut command, other_side(&name)?);
         }
@@ -94,6 +99,11 @@ impl<'a> Tty<'a> {
     /// Everything so far.
     pub fn screen(&self) -> String {
         String::from_utf8_lossy(&self.screen.bytes()).into_owned()
+    }
+
+    /// The pid of the program, which took the place of the one that gave it its terminal.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.podman.id()).unwrap_or(0)
     }
 
     /// As a terminal window does it: podman gets SIGWINCH.

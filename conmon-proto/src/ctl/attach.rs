@@ -1,5 +1,7 @@
 //! `attach`: the terminal is the container's until it ends or somebody leaves.
 
+use std::io::{self, Write};
+
 use conmon_proto::{AttachRequest, Client, EndReason, Exit, ExitReason, History, output};
 
 use crate::fail::{Done, Fail, OK, OURS};
@@ -61,7 +63,8 @@ async fn attach(line: &Line, wish: Wish) -> Done {
     let sized = state.terminal && term::size().is_some();
     let (rows, columns) = term::size().filter(|_| sized).unwrap_or_default();
     let request = AttachRequest {
-        stdin: wish.stdin,
+        // Where nobody can type, keys still leave.
+        stdin: wish.stdin && state.stdin,
         history: wish.history,
         rows,
         columns,
@@ -84,20 +87,32 @@ async fn attach(line: &Line, wish: Wish) -> Done {
         false => None,
     };
     let outcome = converse(&target, client, request, &mut talk).await;
+    let had_terminal = raw.is_some();
     drop(raw);
-    outcome
+    let (status, goes_on) = outcome?;
+    if had_terminal && goes_on {
+        // Behind what the container said last; if stderr is gone, nobody misses it.
+        let _ = writeln!(io::stderr(), "\nconwardctl: left {}, which goes on", target.name());
+    }
+    Ok(status)
 }
 
-/// Talks, and goes on where it was when the monitor is replaced.
-async fn converse(target: &Target, mut client: Client, mut request: AttachRequest, talk: &mut Talk) -> Done {
+/// Talks, and goes on where it was when the monitor is replaced. Gives the exit status, and whether the container goes
+/// on without us.
+async fn converse(
+    target: &Target,
+    mut client: Client,
+    mut request: AttachRequest,
+    talk: &mut Talk,
+) -> Result<(u8, bool), Fail> {
     loop {
         let (output, mut events) = output();
         let attachment = target.call(client.attach(&request, output)).await?;
         let outcome = talk.run(&Other::Attachment(attachment), &mut events).await?;
         if let Some(status) = ended(target, &client, &outcome).await? {
-            return Ok(status);
+            return Ok((status, !matches!(outcome, Outcome::End(_))));
         }
-        client = target.again().await.ok_or_else(|| Fail::new(format!("{}: the monitor has gone", target.label)))?;
+        client = target.again().await.ok_or_else(|| Fail::new(format!("{}: the monitor has gone", target.name())))?;
         request.history = talk.out.place.history();
     }
 }
@@ -111,7 +126,7 @@ async fn ended(target: &Target, client: &Client, outcome: &Outcome) -> Result<Op
         Outcome::End(end) => match (end.reason, &end.exit) {
             (EndReason::Upgrade, _) => Ok(None),
             (EndReason::Detached | EndReason::Unrecognised, _) => {
-                Err(Fail::new(format!("{}: detached by the monitor", target.label)))
+                Err(Fail::new(format!("{}: detached by the monitor", target.name())))
             }
             (EndReason::Ended, Some(exit)) => Ok(Some(status(exit))),
             (EndReason::Ended | EndReason::Held, _) => Ok(Some(status(&target.call(client.wait()).await?.0))),

@@ -133,7 +133,7 @@ pub async fn wait(mut line: Line) -> Done {
     }
     print(&format!("{}\n", exit.status))?;
     match exit.reason {
-        ExitReason::NeverStarted => Err(Fail::new(format!("{}: it never started", target.label))),
+        ExitReason::NeverStarted => Err(Fail::new(format!("{}: it never started", target.name()))),
         _ => Ok(OK),
     }
 }

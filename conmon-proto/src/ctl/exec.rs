@@ -146,7 +146,7 @@ async fn exec(line: &Line, mut wish: Wish) -> Done {
 }
 
 fn lost(target: &Target, id: u32) -> Fail {
-    Fail::new(format!("{}: the connection ended before exec {id} did", target.label))
+    Fail::new(format!("{}: the connection ended before exec {id} did", target.name()))
 }
 
 /// Starts it. A monitor that cannot says what the runtime said, and that tells which status callers expect.
@@ -157,7 +157,8 @@ async fn start(
 ) -> Result<conmon_proto::Exec, Fail> {
     client.exec(spec, output).await.map_err(|error| {
         let status = error.refusal().map_or(OURS, |refusal| never_started(&refusal.text));
-        Fail::new(error).with_status(status).exactly()
+        let text = error.refusal().map_or(error.to_string(), |refusal| reason(&refusal.text));
+        Fail::new(text).with_status(status).exactly()
     })
 }
 
@@ -183,7 +184,7 @@ async fn capture(client: &Client, target: &Target, spec: &ExecSpec) -> Done {
 fn verdict(result: &ExecResult) -> Done {
     let (status, exit) = (status_of(result), &result.exit);
     match exit.reason {
-        ExitReason::NeverStarted => Err(Fail::new(result.error.trim_end()).with_status(status).exactly()),
+        ExitReason::NeverStarted => Err(Fail::new(reason(&result.error)).with_status(status).exactly()),
         ExitReason::TimedOut => Err(Fail::new("the time was up").with_status(status).exactly()),
         ExitReason::Unknown | ExitReason::Unrecognised => {
             Err(Fail::new("how the process ended is not known").with_status(status).exactly())
@@ -213,6 +214,23 @@ fn never_started(text: &str) -> u8 {
     }
 }
 
+/// What a runtime said, for people: of its last log record that is an error only the message, whether it writes records
+/// as `time=... level=error msg="..."` or as JSON; anything else as it is.
+fn reason(text: &str) -> String {
+    let last = text.lines().rev().find_map(message);
+    let text = last.unwrap_or_else(|| text.trim_end().to_owned());
+    text.lines().map(show::plain).collect::<Vec<_>>().join("\n")
+}
+
+fn message(line: &str) -> Option<String> {
+    if let Ok(record) = serde_json::from_str::<serde_json::Value>(line) {
+        return record["msg"].as_str().map(str::to_owned);
+    }
+    let (_, message) = line.strip_prefix("time=")?.split_once(" msg=")?;
+    // Quoted the way of Go, of which JSON knows all that occurs here.
+    Some(serde_json::from_str(message).unwrap_or_else(|_| message.to_owned()))
+}
+
 /// How an exec that was left to itself ended.
 pub async fn result(mut line: Line) -> Done {
     let (container, [number]) = target::words(&mut line, ["NUMBER"])?;
@@ -224,7 +242,7 @@ pub async fn result(mut line: Line) -> Done {
     }
     print(&ended(&result.exit))?;
     if !result.error.is_empty() {
-        print(&format!("error: {}\n", show::plain(result.error.trim_end())))?;
+        print(&format!("error: {}\n", reason(&result.error)))?;
     }
     for (flag, text) in [
         (result.truncated, "truncated: there was more output\n"),
@@ -246,6 +264,9 @@ fn ended(exit: &Exit) -> String {
         ExitReason::NeverStarted => "never started".to_owned(),
         ExitReason::Unknown | ExitReason::Unrecognised => "unknown".to_owned(),
     };
+    if exit.reason == ExitReason::NeverStarted {
+        return format!("{how}\n");
+    }
     format!("{how}, {} after {}\n", show::time(exit.finished_at), show::age(exit.started_at, exit.finished_at))
 }
 
@@ -266,6 +287,15 @@ mod tests {
         for (text, status) in cases {
             assert_eq!(never_started(text), status, "{text}");
         }
+        assert_eq!(
+            reason("time=\"2026-01-01T00:00:00Z\" level=error msg=\"exec failed: \\\"x\\\"\"\n"),
+            "exec failed: \"x\""
+        );
+        assert_eq!(
+            reason("{\"msg\":\"executable file `x` not found\",\"level\":\"error\"}"),
+            "executable file `x` not found"
+        );
+        assert_eq!(reason("one\ntwo\x1b[2J\n"), "one\ntwo\u{fffd}[2J");
         assert_eq!(capability("net_admin"), "CAP_NET_ADMIN");
         assert_eq!(capability("CAP_KILL"), "CAP_KILL");
     }

@@ -121,7 +121,8 @@ const LOGS: &str = "\
 Usage: conwardctl logs [OPTION...] CONTAINER
 
 Prints what the container has said, each stream to the same stream here, byte for byte. The monitor reads it from its
-log, which must be a k8s-file. Bytes that the log does not have are told on stderr.
+log, which must be a k8s-file. Bytes that the log does not have are told on stderr. The path of such a file can stand
+for the container, when that has ended.
 
   -f, --follow        Go on with what it says
   -n, --tail=LINES    The last lines only, or all

@@ -67,7 +67,12 @@ fn text(state: &State, now: i64) -> String {
     let memory = &state.memory;
     let all = (bytes(memory.private), bytes(memory.resident), bytes(memory.heap));
     fact("memory", format!("{} private, {} resident, {} of heap", all.0, all.1, all.2));
-    fact("descriptors", format!("{}, {} of them connections to the service", state.descriptors, state.connections));
+    fact("descriptors", state.descriptors.to_string());
+    // We are one of them.
+    fact(
+        "connections",
+        if state.connections > 1 { format!("{}, this one included", state.connections) } else { "this one".to_owned() },
+    );
     fact("oom kills", if state.oom_kills < 0 { "unknown".to_owned() } else { state.oom_kills.to_string() });
     fact("attach socket", state.attach_socket.clone());
     fact("exit file", state.exit_file.clone());

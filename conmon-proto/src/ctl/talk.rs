@@ -329,6 +329,14 @@ impl Out {
         Ok(self.stdout.write(format!("{value}\n").as_bytes()).await?)
     }
 
+    /// Writes what a log file has, and counts as it goes.
+    pub async fn record(&mut self, stream: Stream, data: &[u8]) -> Result<(), Fail> {
+        let offset = if stream == Stream::Stderr { self.place.stderr } else { self.place.stdout };
+        self.data(stream, offset, data).await?;
+        self.place.reach(stream, offset + data.len() as u64);
+        Ok(())
+    }
+
     /// Writes captured output.
     pub async fn captured(&self, stdout: &[u8], stderr: &[u8]) -> Result<(), Fail> {
         self.stdout.write(stdout).await?;

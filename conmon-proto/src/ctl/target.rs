@@ -8,6 +8,7 @@ use conmon_proto::{Client, Error, connect};
 use crate::fail::Fail;
 use crate::find::{self, Answer, Monitor, SOCKET};
 use crate::line::{Line, is_path};
+use crate::show;
 
 /// How long a monitor may take for a call that it can answer at once.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -79,9 +80,22 @@ impl Target {
         match (within(connect(&self.socket)).await, self.pid) {
             (Err(Late), _) => Err(self.silent()),
             (Ok(Ok(client)), _) => Ok(client),
-            (Ok(Err(Error::Connect(_, error))), Some(pid)) if is_absent(&error) => Err(no_service(&self.label, pid)),
+            (Ok(Err(Error::Connect(_, error))), Some(pid)) if is_absent(&error) => {
+                Err(self.ended().unwrap_or_else(|| no_service(&self.label, pid)))
+            }
             (Ok(Err(error)), _) => Err(Fail::new(error)),
         }
+    }
+
+    /// A monitor that has written its record takes its service away, and may be busy with an exit command for a while.
+    fn ended(&self) -> Option<Fail> {
+        let record = self.socket.with_file_name("exit.json");
+        record.exists().then(|| Fail::new(format!("no monitor for '{}': it has just ended", self.name())))
+    }
+
+    /// How people call it: a path, or as much of an ID as engines show.
+    pub fn name(&self) -> String {
+        name(&self.label)
     }
 
     /// Waits for the answer to a call that needs no waiting; what goes wrong is told with the container's name.
@@ -94,11 +108,11 @@ impl Target {
     }
 
     pub fn fail(&self, error: &Error) -> Fail {
-        Fail::new(format!("{}: {error}", self.label))
+        Fail::new(format!("{}: {error}", self.name()))
     }
 
     fn silent(&self) -> Fail {
-        Fail::new(format!("{}: the monitor does not answer", self.label))
+        Fail::new(format!("{}: the monitor does not answer", self.name()))
     }
 
     /// Connects again to a monitor that is being replaced.
@@ -131,7 +145,11 @@ fn is_absent(error: &std::io::Error) -> bool {
 }
 
 fn no_service(id: &str, pid: i32) -> Fail {
-    Fail::new(format!("{id} is watched by a plain conmon (pid {pid}), which has no service"))
+    Fail::new(format!("{} is watched by a plain conmon (pid {pid}), which has no service", name(id)))
+}
+
+fn name(label: &str) -> String {
+    if is_path(label.as_ref()) { label.to_owned() } else { show::short(label) }
 }
 
 async fn search(word: &str) -> Result<Target, Fail> {

@@ -302,6 +302,7 @@ impl View<'_> {
         let by = SORTS.iter().find(|(sort, ..)| *sort == self.sort).map_or("", |(_, _, name)| *name);
         let hidden = match COLUMNS.len() - shown {
             0 => String::new(),
+            1 => ", 1 column does not fit".to_owned(),
             count => format!(", {count} columns do not fit"),
         };
         let keys = SORTS.map(|(_, _, name)| name).join(" ");

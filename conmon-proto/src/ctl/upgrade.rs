@@ -97,7 +97,8 @@ async fn upgrade(target: &Target, wish: &Wish) -> Result<String, Fail> {
     match target.call(client.upgrade(wish.program.as_deref(), wish.check)).await {
         Ok(()) if wish.check => return Ok(format!("conward {}, pid {}", before.conward, before.pid)),
         Ok(()) => {}
-        Err(fail) => return Err(fail),
+        // Whose answer it is stands before it.
+        Err(fail) => return Err(Fail::new(fail.text().trim_start_matches(&format!("{}: ", target.name())))),
     }
     drop(client);
     let after = replaced(target, &before).await?;
@@ -116,7 +117,7 @@ async fn replaced(target: &Target, before: &Version) -> Result<Version, Fail> {
         }
         tokio::time::sleep(STEP).await;
     }
-    Err(Fail::new(format!("{}: accepted, but the new program does not show itself", target.label)))
+    Err(Fail::new(format!("{}: accepted, but the new program does not show itself", target.name())))
 }
 
 async fn version(client: &Client) -> Option<Version> {
