@@ -12,6 +12,7 @@ mod flow;
 mod outside;
 mod reading;
 mod rig;
+mod service;
 mod upgrade;
 mod volume;
 
@@ -31,6 +32,14 @@ fn main() -> ExitCode {
     if let Some(code) = support::roles::dispatch() {
         return code;
     }
-    let parts = [volume::cases(), disk::cases(), caps::cases(), clients::cases(), outside::cases(), upgrade::cases()];
+    let parts = [
+        volume::cases(),
+        disk::cases(),
+        caps::cases(),
+        clients::cases(),
+        outside::cases(),
+        service::cases(),
+        upgrade::cases(),
+    ];
     support::suite::main(&parts.into_iter().flatten().map(support::suite::Case::native).collect::<Vec<_>>())
 }

@@ -68,7 +68,7 @@ fn place(dir: &Path) -> PathBuf {
 }
 
 /// As [`rig::scene`], with a program of its own that can be replaced.
-fn scene(monitor: &Monitor, script: &str) -> Outcome<Scene> {
+pub fn scene(monitor: &Monitor, script: &str) -> Outcome<Scene> {
     let mut scene = rig::scene(monitor, script)?;
     fs::create_dir(scene.dir.join("bin"))?;
     let path = place(&scene.dir);
@@ -90,7 +90,7 @@ fn running(live: &Live) -> Outcome<u64> {
 }
 
 /// Installs a new program and has the monitor replaced by it.
-fn replace(live: &Live) -> Outcome {
+pub fn replace(live: &Live) -> Outcome {
     install(&place(&live.dir))?;
     let wanted = fs::metadata(place(&live.dir))?.ino();
     live.signal(Signal::SIGUSR2)?;
@@ -98,7 +98,7 @@ fn replace(live: &Live) -> Outcome {
 }
 
 /// The container is known and the monitor sleeps: from now on it can be replaced.
-fn started(live: &Live) -> Outcome {
+pub fn started(live: &Live) -> Outcome {
     live.container()?;
     let prepared = || fs::read_dir(live.dir.join("x")).map(|list| list.count() > 0);
     wait::until("the exit files to be prepared", patience(), || Ok(prepared()?.then_some(())))
