@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::Events;
 
 use crate::attach::{self, Client};
-use crate::exit::{End, Published, Record};
+use crate::exit::{self, End, Published, Record};
 use crate::monitor::Monitor;
 use crate::oom;
 use crate::options::{Mode, Options};
@@ -35,12 +35,12 @@ pub fn finish(mut monitor: Box<Monitor<'_>>, inherited: &[RawFd]) -> u8 {
     monitor.log.finish();
     monitor.reports.close_attach();
     inherited.iter().copied().for_each(sys::close_raw);
-    let published = record(&monitor, end);
+    let (published, complete) = record(&monitor, end);
     final_report(&mut monitor, end);
     let behind = leave_clients(&mut monitor);
     monitor.log.sync();
-    published.into_iter().for_each(Published::sync);
-    close_service(&mut monitor);
+    let durable = exit::sync_all(published) && complete;
+    close_service(&mut monitor, durable);
     serve_the_rest(&mut monitor, behind);
     close_link(&monitor);
     run_exit_command(&monitor, end.exit_status())
@@ -52,7 +52,7 @@ fn give_up(mut monitor: Box<Monitor<'_>>) -> u8 {
         monitor.reports.failed(&monitor.failure);
     }
     monitor.exit_files.abandon();
-    close_service(&mut monitor);
+    close_service(&mut monitor, false);
     // Removes its directory, which ending without destructors would leave behind.
     monitor.session.console = None;
     close_link(&monitor);
@@ -96,7 +96,7 @@ fn leave_clients(monitor: &mut Monitor<'_>) -> Vec<Client> {
 }
 
 /// Writes down how it ended: the OOM marks, then the exit files.
-fn record(monitor: &Monitor<'_>, end: End) -> Vec<Published> {
+fn record(monitor: &Monitor<'_>, end: End) -> (Vec<Published>, bool) {
     let options = monitor.options;
     let process = monitor.session.process.as_ref();
     let record = Record {
@@ -133,13 +133,13 @@ fn final_report(monitor: &mut Monitor<'_>, end: End) {
 }
 
 /// Tells clients of the service how it ended; what they do not take at once is left for later.
-fn close_service(monitor: &mut Monitor<'_>) {
+fn close_service(monitor: &mut Monitor<'_>, durable: bool) {
     let Some(service) = &monitor.service else { return };
     service.unlink();
     if !service.is_used() {
         return;
     }
-    monitor.answer_waiters(true);
+    monitor.answer_waiters(durable);
     let mut events = Events::with_capacity(16);
     let deadline = Instant::now() + FAREWELL;
     monitor.serve();

@@ -37,7 +37,7 @@ use crate::notify::Relay;
 use crate::oom::{OomWatch, Verdict, Wake};
 use crate::options::{Mode, Options};
 use crate::parent::{Reports, set_nonblocking};
-use crate::policy::{Action, Meter, Policy};
+use crate::policy::{self, Action, Meter, Policy};
 use crate::rpc::{Answer, Service};
 use crate::runtime;
 use crate::session::{CONTAINER, Id, Phase, Session};
@@ -490,7 +490,7 @@ impl<'a> Monitor<'a> {
         let limit = self.meters[stream.index()].room(Instant::now());
         let drops = matches!(self.meters[stream.index()].policy, Policy::Limit { action: Action::Drop, .. });
         if limit == Some(0) && !drops {
-            self.timers.set(Timer::Refill, self.meters[stream.index()].refill());
+            self.timers.set_if_sooner(Timer::Refill, self.meters[stream.index()].refill());
             return Turn::Wait;
         }
         let starting = self.session.phase == Phase::Starting;
@@ -506,16 +506,20 @@ impl<'a> Monitor<'a> {
             if starting && stream == Stream::Stderr {
                 complaint.add(chunk);
             }
-            let size = chunk.len() as u64;
-            let recorded =
-                if drops && size > left { log.leave_out(stream, chunk) } else { log.write(out, stream, chunk) };
-            left = left.saturating_sub(size);
-            meter.pass(size);
-            let offset = at;
-            at += size;
-            let Some(attach) = attach.as_mut().filter(|attach| !attach.is_empty()) else { return drops || left > 0 };
-            attach.offer(registry, stream, offset, chunk, recorded);
-            !attach.holds_up(stream) && (drops || left > 0)
+            let (logged, dropped) = chunk.split_at(if drops { policy::fitting(chunk, left) } else { chunk.len() });
+            left = left.saturating_sub(logged.len() as u64);
+            meter.pass(logged.len() as u64);
+            for (part, keep) in [(logged, true), (dropped, false)] {
+                if part.is_empty() {
+                    continue;
+                }
+                let recorded = if keep { log.write(out, stream, part) } else { log.leave_out(stream, part) };
+                if let Some(attach) = attach.as_mut().filter(|attach| !attach.is_empty()) {
+                    attach.offer(registry, stream, at, part, recorded);
+                }
+                at += part.len() as u64;
+            }
+            !attach.as_ref().is_some_and(|attach| attach.holds_up(stream)) && (drops || left > 0)
         });
         self.busy |= output.offset - before > KEPT as u64;
         if turn == Turn::Closed {

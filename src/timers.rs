@@ -30,6 +30,12 @@ impl Timers {
         self.0[timer as usize] = Instant::now().checked_add(after);
     }
 
+    /// Sets it unless it is due before that anyway.
+    pub fn set_if_sooner(&mut self, timer: Timer, after: Duration) {
+        let at = Instant::now().checked_add(after);
+        self.0[timer as usize] = self.0[timer as usize].into_iter().chain(at).min();
+    }
+
     pub fn is_set(&self, timer: Timer) -> bool {
         self.0[timer as usize].is_some()
     }

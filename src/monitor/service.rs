@@ -105,8 +105,11 @@ impl Monitor<'_> {
             (Command::ExecWait(id), Some(answer)) => self.await_exec(id, answer),
             (command, answer) => {
                 let done = self.apply(command);
-                if let Some(answer) = answer {
-                    let _ = answer.send(done);
+                let unheard = answer.and_then(|answer| answer.send(done).err());
+                if let Some(Ok(reply)) = unheard
+                    && let Some(command) = reply.undo()
+                {
+                    let _ = self.apply(command);
                 }
             }
         }

@@ -8,6 +8,7 @@ mod desk;
 mod executor;
 pub mod fill;
 mod inspect;
+mod plain;
 mod remote;
 mod wire;
 
@@ -127,6 +128,11 @@ impl Service {
     /// Takes the socket's name away. The name may be another monitor's by now.
     pub fn unlink(&self) {
         let _ = std::fs::remove_file(&self.path);
+    }
+
+    /// True while the connection of this number is there.
+    pub fn has_link(&self, id: u32) -> bool {
+        self.links.iter().any(|link| link.id == id && !link.over.get())
     }
 
     /// Connections that are open.

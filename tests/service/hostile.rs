@@ -110,7 +110,7 @@ fn giant(monitor: &Monitor) -> Outcome {
         table(1, &[u32::MAX]),
         table(1, &[(1 << 17) + 1]),
         table(2, &[1 << 16, (1 << 16) + 1, 0]),
-        table(400, &[1; 400]),
+        table(600, &[1; 600]),
         [u32::MAX.to_le_bytes(), 5_u32.to_le_bytes()].concat(),
     ];
     for header in headers {
@@ -255,15 +255,22 @@ fn never_finishes(monitor: &Monitor) -> Outcome {
         let mut reader = reader;
         std::io::copy(&mut reader, &mut std::io::sink()).is_ok()
     });
-    let began = Instant::now();
-    let mut calls = 0;
-    while greedy.call(INSPECT).is_ok() && began.elapsed() < Duration::from_secs(15) {
-        calls += 1;
-        if calls % 1000 == 0 {
+    // One write for many calls: it is the answers that are to be a burden.
+    let (began, mut calls) = (Instant::now(), 0);
+    let ended = loop {
+        let many: Vec<u8> = (0..200).flat_map(|_| greedy.next_call(INSPECT)).collect();
+        if greedy.send(&many).is_err() {
+            break true;
+        }
+        calls += 200;
+        if calls % 5000 == 0 {
             memory(&live, 48 * 1024)?;
         }
-    }
-    check(began.elapsed() < Duration::from_secs(15), format!("{calls} answers are kept and it is still served"))?;
+        if began.elapsed() > Duration::from_secs(20) {
+            break false;
+        }
+    };
+    check(ended, format!("{calls} answers are kept and it is still served"))?;
     drop(greedy);
     let _ = reading.join();
     end_busy(&live)

@@ -58,9 +58,14 @@ impl Peer {
 
     /// Calls a method without parameters on the bootstrap capability.
     pub fn call(&mut self, method: u16) -> Outcome {
-        let bytes = call(self.question, method);
-        self.question += 1;
+        let bytes = self.next_call(method);
         self.send(&bytes)
+    }
+
+    /// The message of the next call.
+    pub fn next_call(&mut self, method: u16) -> Vec<u8> {
+        self.question += 1;
+        call(self.question - 1, method)
     }
 
     /// An exec of this command, with an output of ours or captured.
