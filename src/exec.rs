@@ -225,6 +225,16 @@ impl Exec {
         let _ = fs::remove_file(&self.pidfile);
     }
 
+    /// Lets go of everything but its output.
+    pub fn strip(&mut self) {
+        self.forget_files();
+        self.session.input.close();
+        (self.session.terminal, self.session.console) = (None, None);
+        if let Some(process) = &mut self.session.process {
+            process.pidfd = None;
+        }
+    }
+
     /// Sets what comes next.
     pub fn expect(&mut self, due: Due, after: Duration) {
         self.due = Instant::now().checked_add(after).map(|at| (at, due));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use mio::Events;
 
 use crate::attach::{self, Client};
+use crate::exec::Exec;
 use crate::exit::{self, End, Published, Record};
 use crate::monitor::Monitor;
 use crate::oom;
@@ -197,6 +198,8 @@ fn serve_seats(monitor: &mut Monitor<'_>) {
     let mut needed: Vec<RawFd> = vec![monitor.poll.as_raw_fd()];
     needed.extend(monitor.service.iter().flat_map(|service| service.sockets()));
     needed.extend(monitor.log.k8s.iter().flat_map(|k8s| k8s.file.descriptors()));
+    // What is closed below must have no owner any more.
+    monitor.execs.running.iter_mut().for_each(Exec::strip);
     needed.extend(monitor.execs.descriptors());
     sys::close_all_but(&needed);
     let mut events = Events::with_capacity(16);

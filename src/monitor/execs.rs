@@ -476,17 +476,30 @@ impl Monitor<'_> {
     /// Whoever asked for it has gone.
     pub(super) fn abandon_exec(&mut self, id: Id) {
         self.execs.let_go(id);
-        let service = self.service.as_ref();
         let Some(exec) = self.execs.get(id) else { return };
         if !exec.spec.detached && !exec.session.phase.is_over() {
             exec.kill();
         }
-        let Sink::Remote(remote) = &exec.sink else { return };
-        if !service.is_some_and(|service| service.has_link(remote.link)) {
-            // With the connection went everybody who could tell that it is broken.
-            exec.sink = Sink::Nowhere;
+        if matches!(exec.sink, Sink::Remote(_)) {
+            self.exec_remote_changed(id);
         }
-        self.exec_remote_changed(id);
+    }
+
+    /// Connections have ended, and with them everybody who could have told that their streams are broken.
+    #[inline(never)]
+    pub(super) fn drop_streams(&mut self) {
+        let Some(service) = &self.service else { return };
+        let mut cut = Vec::new();
+        for exec in &mut self.execs.running {
+            if matches!(&exec.sink, Sink::Remote(remote) if !service.has_link(remote.link)) {
+                exec.sink = Sink::Nowhere;
+                cut.push(exec.id);
+            }
+        }
+        for id in cut {
+            self.abandon_exec(id);
+            self.exec_remote_changed(id);
+        }
     }
 
     /// A client has room again, has everything, or is gone.

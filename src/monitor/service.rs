@@ -69,11 +69,9 @@ impl Monitor<'_> {
     fn serve_rounds(&mut self) {
         for _ in 0..ROUNDS {
             let Some(service) = &mut self.service else { return };
-            service.run();
+            let ended = service.run();
             let (asked, happened) = (service.asked(), service.happened());
-            if asked.is_empty() && happened.is_empty() && !service.is_awake() {
-                break;
-            }
+            let idle = asked.is_empty() && happened.is_empty() && !service.is_awake();
             for ask in asked {
                 self.obey(ask);
             }
@@ -82,6 +80,12 @@ impl Monitor<'_> {
                     Target::Client(id) => self.seat_changed(id),
                     Target::Exec(id) => self.exec_remote_changed(id),
                 }
+            }
+            if ended {
+                self.drop_streams();
+            }
+            if idle {
+                break;
             }
         }
         self.busy = true;

@@ -234,16 +234,19 @@ impl Service {
         }
     }
 
-    /// Lets every connection do a bounded piece of work.
+    /// Lets every connection do a bounded piece of work; true if one has ended.
     #[inline(never)]
-    pub fn run(&mut self) {
-        let Some(core) = &mut self.core else { return };
+    pub fn run(&mut self) -> bool {
+        let Some(core) = &mut self.core else { return false };
         core.executor.run();
+        let before = self.links.len();
         self.links.retain(|link| !link.over.get());
+        let ended = self.links.len() < before;
         if self.links.is_empty() && !core.executor.is_awake() && core.inbox.borrow().is_empty() {
             // What is left waits for somebody who is gone.
             self.core = None;
         }
+        ended
     }
 
     /// A new turn of the loop begins.

@@ -115,21 +115,24 @@ fn attach(monitor: &Monitor) -> Outcome {
 }
 
 fn both(monitor: &Monitor) -> Outcome {
-    let live = start_with(monitor, "cat; exit 6", |scene| scene.flag("-i"))?;
+    let live = start_with(monitor, "cat; go; exit 6", |scene| scene.flag("-i"))?;
     talk(async {
         let client = connect(&live).await?;
         let (first, mut of_exec) = output();
         let (second, mut of_container) = output();
-        let exec = client.exec(&ExecSpec { stdin: true, ..sh("exec cat") }, Some(first)).await?;
+        let exec = Rc::new(client.exec(&ExecSpec { stdin: true, ..sh("exec cat") }, Some(first)).await?);
         let request = AttachRequest { stdin: true, ..AttachRequest::default() };
-        let attachment = client.attach(&request, second).await?;
+        let attachment = Rc::new(client.attach(&request, second).await?);
+        let (to_exec, to_container) = (Rc::clone(&exec), Rc::clone(&attachment));
         let typing = [
-            tokio::task::spawn_local(async move { type_all!(exec, 3) }),
-            tokio::task::spawn_local(async move { type_all!(attachment, 4) }),
+            tokio::task::spawn_local(async move { type_all!(to_exec, 3) }),
+            tokio::task::spawn_local(async move { type_all!(to_container, 4) }),
         ];
         let reading = tokio::task::spawn_local(async move { expect(&mut of_exec, 3, total()).await });
-        expect(&mut of_container, 4, total()).await?;
+        let container = tokio::task::spawn_local(async move { expect(&mut of_container, 4, total()).await });
         reading.await.map_err(|error| error.to_string())??;
+        live.go()?;
+        container.await.map_err(|error| error.to_string())??;
         for one in typing {
             one.await.map_err(|error| error.to_string())??;
         }

@@ -179,7 +179,7 @@ fn slow_lines(monitor: &Monitor) -> Outcome {
     // The bucket is full at first; what is beyond comes with time.
     set(&live, Stream::Stdout, limit(40, 1, Action::BackPressure))?;
     live.go()?;
-    live.log_has("over")?;
+    crate::support::wait::until_true("all bytes", || live.log().is_ok_and(|log| content(&log, "stdout").len() == 38))?;
     live.go()?;
     same("status", live.end()?, 6)?;
     same("bytes", content(&live.log()?, "stdout").len(), 38)

@@ -146,7 +146,13 @@ pub fn gone(what: &str, pid: Pid) -> Outcome {
 
 /// No exec is left: started, running or writing.
 pub async fn no_execs(client: &Client) -> Outcome {
-    until("no exec to be left", async || Ok(client.inspect().await?.execs.is_empty().then_some(()))).await
+    let mut left = Vec::new();
+    let none = until("no exec to be left", async || {
+        left = client.inspect().await?.execs;
+        Ok(left.is_empty().then_some(()))
+    })
+    .await;
+    none.map_err(|fail| format!("{fail:?}: {left:?}").into())
 }
 
 /// Ends an exec's process whatever it does.
