@@ -548,7 +548,8 @@ pub fn listen_at(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
     let bound = bind(listener.as_raw_fd(), &address);
     umask(before);
     bound?;
-    listen(&listener, Backlog::new(BACKLOG)?)?;
+    // A client of the service may connect without waiting, and is told when there are too many.
+    listen(&listener, Backlog::new(if kind == SockType::Stream { 4 * BACKLOG } else { BACKLOG })?)?;
     renameat(&dir, temporary.as_str(), &dir, name)?;
     Ok(listener)
 }

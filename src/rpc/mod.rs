@@ -234,6 +234,11 @@ impl Service {
         }
     }
 
+    /// As if something had happened to all of them.
+    pub fn wake_all(&self) {
+        self.links.iter().for_each(|link| link.wire.wake());
+    }
+
     /// Lets every connection do a bounded piece of work; true if one has ended.
     #[inline(never)]
     pub fn run(&mut self) -> bool {

@@ -23,6 +23,7 @@ pub struct Peer {
 /// Numbers of methods, in the order of the schema.
 pub const VERSION: u16 = 0;
 pub const INSPECT: u16 = 1;
+pub const WAIT: u16 = 2;
 const ATTACH: u16 = 3;
 const EXEC: u16 = 4;
 
