@@ -81,6 +81,17 @@ pub enum Reply {
     Result(Box<Outcome>),
 }
 
+impl Reply {
+    /// What takes back what nobody heard of.
+    pub fn undo(&self) -> Option<Command> {
+        match self {
+            Reply::Attached(client) => Some(Command::Detach(*client)),
+            Reply::Started(id) => Some(Command::Abandon(*id)),
+            _ => None,
+        }
+    }
+}
+
 /// A log file that output goes to from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Switch {

@@ -225,6 +225,16 @@ impl Exec {
         let _ = fs::remove_file(&self.pidfile);
     }
 
+    /// Lets go of everything but its output.
+    pub fn strip(&mut self) {
+        self.forget_files();
+        self.session.input.close();
+        (self.session.terminal, self.session.console) = (None, None);
+        if let Some(process) = &mut self.session.process {
+            process.pidfd = None;
+        }
+    }
+
     /// Sets what comes next.
     pub fn expect(&mut self, due: Due, after: Duration) {
         self.due = Instant::now().checked_add(after).map(|at| (at, due));
@@ -281,8 +291,16 @@ impl Exec {
             pid: process.map_or(0, |process| process.pid),
             started: process.map_or(SystemTime::UNIX_EPOCH, |process| process.started),
             finished: self.session.finished,
-            totals: totals.map(|total| Total { bytes: total.bytes, lost: 0 }),
+            totals: [0, 1].map(|index: usize| Total { bytes: totals[index].bytes + self.left(index), lost: 0 }),
         }
+    }
+
+    /// Bytes of output that a client has yet to take, once it has ended.
+    fn left(&self, index: usize) -> u64 {
+        let there = self.session.outputs[index].as_ref().filter(|_| self.session.phase == Phase::Ended);
+        let left =
+            there.map(|output| self.rest.map_or_else(|| output.ahead().len() + output.waiting(), |rest| rest[index]));
+        left.unwrap_or(0) as u64
     }
 
     /// The command, for people.

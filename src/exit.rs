@@ -218,16 +218,18 @@ pub struct Published {
 }
 
 impl Published {
-    /// Brings the file and its name to the disk.
-    pub fn sync(self) {
+    /// Brings the file and its name to the disk; false if that failed.
+    pub fn sync(self) -> bool {
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let content = fsync(&self.file);
         // There may be no descriptor left for the directory.
         drop(self.file);
         let name = || fsync(&openat(&self.dir, ".", flags, Mode::empty())?);
-        if let Err(error) = content.and_then(|()| name()) {
+        let synced = content.and_then(|()| name());
+        if let Err(error) = &synced {
             crate::warn!("Failed to make an exit file durable: {error}");
         }
+        synced.is_ok()
     }
 }
 
@@ -260,25 +262,33 @@ impl ExitFiles {
     }
 
     /// Publishes all; a directory that is missing costs only its own file. Without descriptors for all at once, the first
-    /// ones are made durable before the others.
-    pub fn publish(&self, record: &Record<'_>) -> Vec<Published> {
+    /// ones are made durable before the others. The second value says that none is missing so far.
+    pub fn publish(&self, record: &Record<'_>) -> (Vec<Published>, bool) {
         let (json, status) = (record.json(), record.end.status().to_string());
         let full = self.record.iter().map(|slot| (slot, &json));
         let bare = self.statuses.iter().map(|slot| (slot, &status));
-        let mut published: Vec<Published> = Vec::new();
+        let (mut published, mut complete) = (Vec::new(), true);
         for (slot, content) in full.chain(bare) {
             let mut answer = slot.publish(content.as_bytes());
             if answer.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EMFILE)) {
-                published.drain(..).for_each(Published::sync);
+                complete &= sync_all(published.drain(..));
                 answer = slot.publish(content.as_bytes());
             }
             match answer {
                 Ok(file) => published.push(file),
-                Err(error) => crate::error!("Failed to write exit file {}: {error}", slot.path().display()),
+                Err(error) => {
+                    crate::error!("Failed to write exit file {}: {error}", slot.path().display());
+                    complete = false;
+                }
             }
         }
-        published
+        (published, complete)
     }
+}
+
+/// Brings all to the disk; false if one failed.
+pub fn sync_all(published: impl IntoIterator<Item = Published>) -> bool {
+    published.into_iter().fold(true, |all, one| one.sync() && all)
 }
 
 /// A place for one exit file: made under a temporary name in its directory, then renamed.

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use mio::Events;
 
 use crate::attach::{self, Client};
-use crate::exit::{End, Published, Record};
+use crate::exec::Exec;
+use crate::exit::{self, End, Published, Record};
 use crate::monitor::Monitor;
 use crate::oom;
 use crate::options::{Mode, Options};
@@ -35,11 +36,11 @@ pub fn finish(mut monitor: Box<Monitor<'_>>, inherited: &[RawFd]) -> u8 {
     monitor.log.finish();
     monitor.reports.close_attach();
     inherited.iter().copied().for_each(sys::close_raw);
-    let published = record(&monitor, end);
+    let (published, complete) = record(&monitor, end);
     final_report(&mut monitor, end);
     let behind = leave_clients(&mut monitor);
-    published.into_iter().for_each(Published::sync);
-    close_service(&mut monitor);
+    let durable = exit::sync_all(published) && complete;
+    close_service(&mut monitor, durable);
     serve_the_rest(&mut monitor, behind);
     // A long log takes its time, and nobody waits for it.
     monitor.log.sync();
@@ -53,7 +54,7 @@ fn give_up(mut monitor: Box<Monitor<'_>>) -> u8 {
         monitor.reports.failed(&monitor.failure);
     }
     monitor.exit_files.abandon();
-    close_service(&mut monitor);
+    close_service(&mut monitor, false);
     // Removes its directory, which ending without destructors would leave behind.
     monitor.session.console = None;
     close_link(&monitor);
@@ -97,7 +98,7 @@ fn leave_clients(monitor: &mut Monitor<'_>) -> Vec<Client> {
 }
 
 /// Writes down how it ended: the OOM marks, then the exit files.
-fn record(monitor: &Monitor<'_>, end: End) -> Vec<Published> {
+fn record(monitor: &Monitor<'_>, end: End) -> (Vec<Published>, bool) {
     let options = monitor.options;
     let process = monitor.session.process.as_ref();
     let record = Record {
@@ -134,13 +135,13 @@ fn final_report(monitor: &mut Monitor<'_>, end: End) {
 }
 
 /// Tells clients of the service how it ended; what they do not take at once is left for later.
-fn close_service(monitor: &mut Monitor<'_>) {
+fn close_service(monitor: &mut Monitor<'_>, durable: bool) {
     let Some(service) = &monitor.service else { return };
     service.unlink();
     if !service.is_used() {
         return;
     }
-    monitor.answer_waiters(true);
+    monitor.answer_waiters(durable);
     let mut events = Events::with_capacity(16);
     let deadline = Instant::now() + FAREWELL;
     monitor.serve();
@@ -198,6 +199,8 @@ fn serve_seats(monitor: &mut Monitor<'_>) {
     let mut needed: Vec<RawFd> = vec![monitor.poll.as_raw_fd()];
     needed.extend(monitor.service.iter().flat_map(|service| service.sockets()));
     needed.extend(monitor.log.k8s.iter().flat_map(|k8s| k8s.file.descriptors()));
+    // What is closed below must have no owner any more.
+    monitor.execs.running.iter_mut().for_each(Exec::strip);
     needed.extend(monitor.execs.descriptors());
     sys::close_all_but(&needed);
     let mut events = Events::with_capacity(16);

@@ -32,14 +32,14 @@ pub enum Action {
 #[derive(Debug, Default)]
 pub struct Meter {
     pub policy: Policy,
-    /// Bytes that may pass now, as of `since`.
-    level: u64,
+    /// Bytes that may pass now, as of `since`; below zero, so many were too much.
+    level: i128,
     since: Option<Instant>,
 }
 
 impl Meter {
     pub fn new(policy: Policy) -> Meter {
-        let level = if let Policy::Limit { burst, .. } = policy { burst } else { 0 };
+        let level = if let Policy::Limit { burst, .. } = policy { burst.into() } else { 0 };
         Meter { policy, level, since: None }
     }
 
@@ -49,23 +49,26 @@ impl Meter {
         let passed = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         let new = u64::try_from(passed.as_nanos() * u128::from(rate) / 1_000_000_000).unwrap_or(u64::MAX);
         if new > 0 || self.since.is_none() {
-            self.level = self.level.saturating_add(new).min(burst);
+            self.level = (self.level + i128::from(new)).min(burst.into());
             self.since = Some(now);
         }
-        Some(self.level)
+        Some(u64::try_from(self.level).unwrap_or(0))
     }
 
     /// Takes note of bytes that passed.
     pub fn pass(&mut self, bytes: u64) {
-        self.level = self.level.saturating_sub(bytes);
+        if self.policy != Policy::Pass {
+            self.level -= i128::from(bytes);
+        }
     }
 
-    /// Time until a worthwhile number of bytes may pass.
+    /// Time until a worthwhile number of bytes may pass, but not so long that what trickles is late.
     pub fn refill(&self) -> Duration {
         let Policy::Limit { rate, burst, .. } = self.policy else { return Duration::ZERO };
-        let wanted = burst.min(WORTHWHILE).saturating_sub(self.level).max(1);
-        let nanos = u128::from(wanted) * 1_000_000_000 / u128::from(rate.max(1));
-        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)).max(Duration::from_millis(1))
+        let nanos = |wanted: i128| wanted.max(1).unsigned_abs() * 1_000_000_000 / u128::from(rate.max(1));
+        let worthwhile = nanos(i128::from(burst.min(WORTHWHILE)) - self.level).min(TRICKLE.as_nanos());
+        let needed = worthwhile.max(nanos(1 - self.level));
+        Duration::from_nanos(u64::try_from(needed).unwrap_or(u64::MAX)).max(Duration::from_millis(1))
     }
 }
 
@@ -86,12 +89,41 @@ impl Meter {
     }
 }
 
+/// The longest that a byte waits which may pass.
+const TRICKLE: Duration = Duration::from_millis(100);
+
 /// Bytes that are worth a wake-up.
 const WORTHWHILE: u64 = 4096;
+
+/// How much of a chunk may be logged when `left` bytes may pass: whole lines.
+pub fn fitting(chunk: &[u8], left: u64) -> usize {
+    match usize::try_from(left) {
+        Ok(left) if left < chunk.len() => memchr::memrchr(b'\n', &chunk[..left]).map_or(0, |at| at + 1),
+        _ => chunk.len(),
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_that_fit_are_logged_whole() {
+        for (left, fits) in [(0, 0), (2, 0), (3, 3), (5, 3), (6, 6), (7, 7), (100, 7)] {
+            assert_eq!(fitting(b"ab\ncd\ne", left), fits, "{left}");
+        }
+    }
+
+    #[test]
+    fn what_was_too_much_is_made_up_for() {
+        let start = Instant::now();
+        let mut meter = Meter::new(Policy::Limit { rate: 1000, burst: 100, action: Action::BackPressure });
+        assert_eq!(meter.room(start), Some(100));
+        meter.pass(150);
+        assert_eq!(meter.room(start + Duration::from_millis(40)), Some(0));
+        assert_eq!(meter.refill(), Duration::from_millis(100));
+        assert_eq!(meter.room(start + Duration::from_millis(60)), Some(10));
+    }
 
     #[test]
     fn a_bucket_fills_with_time_up_to_its_burst() {

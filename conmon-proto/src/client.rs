@@ -17,8 +17,8 @@ use crate::output::Output;
 use crate::request::{AttachRequest, ExecSpec, LogPolicy};
 use crate::types::{ExecResult, Exit, LogSwitch, State, Stream, Version};
 
-/// Captured output comes in one message.
-const MESSAGE_MAX: usize = 64 << 20;
+/// Captured output, of which there may be 64 MiB, comes in one message.
+const MESSAGE_MAX: usize = 65 << 20;
 
 /// Nothing in the schema is nested deeper than a handful.
 const NESTING_MAX: i32 = 32;

@@ -48,6 +48,8 @@ pub struct Execs {
     pub running: Vec<Exec>,
     pub(super) results: VecDeque<Outcome>,
     pub(super) last: Id,
+    /// Whose results somebody can still wait for.
+    pub(super) claimed: Vec<Id>,
 }
 
 impl Execs {
@@ -87,16 +89,35 @@ impl Execs {
         self.results.iter().flat_map(|outcome| &outcome.captured).map(Vec::len).sum()
     }
 
-    /// Keeps a result; of too many, and of too much output, the oldest goes.
+    /// Keeps a result; of too many, and of too much output, the oldest goes. The newest one's output stays.
     fn keep(&mut self, outcome: Outcome) {
         self.results.push_back(outcome);
-        if self.results.len() > RESULTS_MAX {
-            self.results.pop_front();
-        }
+        self.forget_results();
         while self.unfetched() > UNFETCHED_MAX {
-            let Some(oldest) = self.results.iter_mut().find(|outcome| outcome.has_output()) else { break };
+            let older = self.results.len() - 1;
+            let Some(oldest) = self.results.iter_mut().take(older).find(|outcome| outcome.has_output()) else { break };
             oldest.captured = [Vec::new(), Vec::new()];
             oldest.truncated = true;
+        }
+    }
+
+    /// Nobody waits for its result any more.
+    fn let_go(&mut self, id: Id) {
+        self.claimed.retain(|claimed| *claimed != id);
+        self.forget_results();
+    }
+
+    /// Those whom somebody may still ask for in person are kept longer.
+    fn forget_results(&mut self) {
+        let claimed = &self.claimed;
+        let mut free = self.results.iter().filter(|outcome| !claimed.contains(&outcome.id)).count();
+        self.results.retain(|outcome| {
+            let goes = free > RESULTS_MAX && !claimed.contains(&outcome.id);
+            free -= usize::from(goes);
+            !goes
+        });
+        while self.results.len() > RESULTS_MAX + EXECS_MAX {
+            self.results.pop_front();
         }
     }
 }
@@ -151,6 +172,7 @@ impl Monitor<'_> {
         if let Some(limit) = exec.spec.timeout {
             exec.expect(Due::Timeout, limit);
         }
+        self.execs.claimed.push(id);
         self.execs.running.push(exec);
         Ok(id)
     }
@@ -214,6 +236,9 @@ impl Monitor<'_> {
         match pid {
             Ok(Some(_)) if lacks_terminal => self.fail_exec(id, "the runtime did not set up a terminal"),
             Ok(Some(pid)) => self.exec_started(id, pid),
+            Ok(None) | Err(_) if exec.session.end == Some(End::TimedOut) => {
+                self.fail_exec(id, &format!("runtime {runtime} was killed because the time was up"));
+            }
             Ok(None) | Err(_) => self.fail_exec(id, &format!("runtime {runtime} {status}")),
         }
     }
@@ -378,6 +403,10 @@ impl Monitor<'_> {
         let open: Vec<Id> = self.execs.running.iter().filter(|exec| !exec.settled).map(|exec| exec.id).collect();
         for id in open {
             let Some(exec) = self.execs.get(id) else { continue };
+            if exec.session.process.is_none() {
+                self.fail_exec(id, "the container ended before it was started");
+                continue;
+            }
             exec.session.ended(End::Unknown);
             exec.held = true;
             exec.rest = Some([0; 2]);
@@ -407,6 +436,9 @@ impl Monitor<'_> {
                     exec.session.end.get_or_insert(End::TimedOut);
                     exec.expect(Due::Killed, KILL_PATIENCE);
                     exec.kill();
+                }
+                Due::Killed if exec.session.process.is_none() => {
+                    self.fail_exec(id, "the time is up, and the runtime did not end when it was killed");
                 }
                 Due::Killed => {
                     exec.session.ended(End::TimedOut);
@@ -448,12 +480,29 @@ impl Monitor<'_> {
 
     /// Whoever asked for it has gone.
     pub(super) fn abandon_exec(&mut self, id: Id) {
+        self.execs.let_go(id);
         let Some(exec) = self.execs.get(id) else { return };
-        let remote = matches!(exec.sink, Sink::Remote(_));
         if !exec.spec.detached && !exec.session.phase.is_over() {
             exec.kill();
         }
-        if remote {
+        if matches!(exec.sink, Sink::Remote(_)) {
+            self.exec_remote_changed(id);
+        }
+    }
+
+    /// Connections have ended, and with them everybody who could have told that their streams are broken.
+    #[inline(never)]
+    pub(super) fn drop_streams(&mut self) {
+        let Some(service) = &self.service else { return };
+        let mut cut = Vec::new();
+        for exec in &mut self.execs.running {
+            if matches!(&exec.sink, Sink::Remote(remote) if !service.has_link(remote.link)) {
+                exec.sink = Sink::Nowhere;
+                cut.push(exec.id);
+            }
+        }
+        for id in cut {
+            self.abandon_exec(id);
             self.exec_remote_changed(id);
         }
     }

@@ -34,9 +34,11 @@ impl Monitor<'_> {
             if !session.input.ready() {
                 return;
             }
-            // What was given last has been taken.
+            // What was given last has been taken, or will never be.
             if let Some(answer) = session.taking.take() {
-                let _ = answer.send(Ok(Reply::Done));
+                let taken = !matches!(session.input, Input::Closed);
+                let refusal = || Refusal::new(Code::NoStdin, "the process takes no more input");
+                let _ = answer.send(if taken { Ok(Reply::Done) } else { Err(refusal()) });
             }
             let Some((bytes, answer)) = session.typed.pop_front() else { break };
             session.taking = answer;
@@ -146,10 +148,11 @@ impl Monitor<'_> {
     pub(super) fn end_of_typing(&mut self, id: u32) {
         let others = self.attach.as_ref().is_some_and(|attach| attach.others_type(id));
         if self.options.stdin && !self.options.leave_stdin_open && !others {
-            if let Input::Open { fd, .. } = &self.session.input {
-                unwatch(self.poll.registry(), fd);
+            // Behind what was typed and not taken yet.
+            match self.session.input {
+                Input::Open { .. } => self.session.closing = true,
+                Input::Expected | Input::Closed => self.session.input.close(),
             }
-            self.session.input.close();
             self.advance_input(CONTAINER);
         }
     }

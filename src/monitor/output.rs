@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{KEPT, Monitor, READ_BUFFER, ROUNDS, TRIM_AFTER, unwatch};
 use crate::attach::Attach;
-use crate::policy::{Action, Meter, Policy};
+use crate::policy::{self, Action, Meter, Policy};
 use crate::session::{CONTAINER, Phase};
 use crate::source::Source;
 use crate::stdio::Turn;
@@ -34,16 +34,20 @@ impl Monitor<'_> {
             if starting && stream == Stream::Stderr {
                 complaint.add(chunk);
             }
-            let size = chunk.len() as u64;
-            let recorded =
-                if drops && size > left { log.leave_out(stream, chunk) } else { log.write(out, stream, chunk) };
-            left = left.saturating_sub(size);
-            meter.pass(size);
-            let offset = at;
-            at += size;
-            let Some(attach) = attach.as_mut().filter(|attach| !attach.is_empty()) else { return drops || left > 0 };
-            attach.offer(registry, stream, offset, chunk, recorded);
-            !attach.holds_up(stream) && (drops || left > 0)
+            let (logged, dropped) = chunk.split_at(if drops { policy::fitting(chunk, left) } else { chunk.len() });
+            left = left.saturating_sub(logged.len() as u64);
+            meter.pass(logged.len() as u64);
+            for (part, keep) in [(logged, true), (dropped, false)] {
+                if part.is_empty() {
+                    continue;
+                }
+                let recorded = if keep { log.write(out, stream, part) } else { log.leave_out(stream, part) };
+                if let Some(attach) = attach.as_mut().filter(|attach| !attach.is_empty()) {
+                    attach.offer(registry, stream, at, part, recorded);
+                }
+                at += part.len() as u64;
+            }
+            !attach.as_ref().is_some_and(|attach| attach.holds_up(stream)) && (drops || left > 0)
         });
         self.busy |= output.offset - before > KEPT as u64;
         if turn == Turn::Closed {

@@ -253,13 +253,14 @@ impl Execs {
 
     fn restore(from: state::Reader<'_>, taken: &mut Taken) -> Result<Execs, StateError> {
         let (running, results) = (from.get_execs()?, from.get_results()?);
-        if running.len() as usize > EXECS_MAX || results.len() as usize > RESULTS_MAX {
+        if running.len() as usize > EXECS_MAX || results.len() as usize > RESULTS_MAX + EXECS_MAX {
             return Err(StateError::Value("execs"));
         }
         Ok(Execs {
             running: running.iter().map(|exec| Exec::restore(exec, taken)).collect::<Result<_, _>>()?,
             results: results.iter().map(|one| Outcome::restore(one?)).collect::<Result<_, StateError>>()?,
             last: from.get_last_exec(),
+            claimed: Vec::new(),
         })
     }
 }

@@ -71,11 +71,9 @@ impl Monitor<'_> {
         let before = self.service.as_ref().map_or(0, Service::connections);
         for _ in 0..ROUNDS {
             let Some(service) = &mut self.service else { return };
-            service.run();
+            let ended = service.run();
             let (asked, happened) = (service.asked(), service.happened());
-            if asked.is_empty() && happened.is_empty() && !service.is_awake() {
-                break;
-            }
+            let idle = asked.is_empty() && happened.is_empty() && !service.is_awake();
             for ask in asked {
                 self.obey(ask);
             }
@@ -84,6 +82,12 @@ impl Monitor<'_> {
                     Target::Client(id) => self.seat_changed(id),
                     Target::Exec(id) => self.exec_remote_changed(id),
                 }
+            }
+            if ended {
+                self.drop_streams();
+            }
+            if idle {
+                break;
             }
         }
         self.busy = true;
@@ -124,8 +128,11 @@ impl Monitor<'_> {
             (Command::ExecWait(id), Some(answer)) => self.await_exec(id, answer),
             (command, answer) => {
                 let done = self.apply(command);
-                if let Some(answer) = answer {
-                    let _ = answer.send(done);
+                let unheard = answer.and_then(|answer| answer.send(done).err());
+                if let Some(Ok(reply)) = unheard
+                    && let Some(command) = reply.undo()
+                {
+                    let _ = self.apply(command);
                 }
             }
         }

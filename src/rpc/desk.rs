@@ -12,6 +12,7 @@ use conmon_proto::conward_capnp::{attach_request, attachment, exec, exec_spec, l
 use futures_channel::oneshot;
 
 use super::executor::Spawner;
+use super::plain;
 use super::remote::{Remote, named};
 use super::wire::Wire;
 use super::{Ask, Events, Inbox, fill};
@@ -41,12 +42,13 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// Leaves a request for the monitor and waits for what comes of it.
-    async fn ask(&self, command: Command) -> Result<Answered, Error> {
+    /// Leaves a request for the monitor at once, and waits for what comes of it.
+    fn ask(&self, command: Command) -> impl Future<Output = Result<Answered, Error>> + use<> {
         self.known.set(true);
         let (answer, answered) = oneshot::channel();
         self.inbox.borrow_mut().push_back(Ask { command, answer: Some(answer) });
-        answered.await.map_err(|_| Error::disconnected("the monitor is going".into()))
+        let mut claim = Claim { answered, inbox: Rc::clone(&self.inbox) };
+        async move { (&mut claim.answered).await.map_err(|_| Error::disconnected("the monitor is going".into())) }
     }
 
     /// The same, where nobody waits.
@@ -58,13 +60,51 @@ impl Desk {
         Remote::new(output, self.spawner.clone(), Rc::clone(&self.events), self.link, self.pid)
     }
 
-    /// Input, whose call ends when the container has taken it.
-    async fn input(&self, session: Id, data: &[u8]) -> Result<(), Error> {
-        let len = data.len();
-        self.wire.typed(len);
-        let answer = self.ask(Command::Input { session, bytes: data.to_vec() }).await;
-        self.wire.taken(len);
-        answer?.map(drop).map_err(|refusal| Error::failed(refusal.text))
+    /// Input, whose call ends when the container has taken it. It is in its place when this returns.
+    fn input(&self, session: Id, data: &[u8]) -> impl Future<Output = Result<(), Error>> + use<> {
+        let typed = Typed::new(&self.wire, data.len());
+        let answer = self.ask(Command::Input { session, bytes: data.to_vec() });
+        async move {
+            let answer = answer.await;
+            drop(typed);
+            answer?.map(drop).map_err(|refusal| Error::failed(refusal.text))
+        }
+    }
+}
+
+/// An answer that is waited for. If nobody does any more when it comes, what it gave is given back.
+struct Claim {
+    answered: oneshot::Receiver<Answered>,
+    inbox: Inbox,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.answered.close();
+        if let Ok(Some(Ok(reply))) = self.answered.try_recv()
+            && let Some(command) = reply.undo()
+        {
+            self.inbox.borrow_mut().push_back(Ask { command, answer: None });
+        }
+    }
+}
+
+/// Input on its way, which counts against its connection until it is taken or given up.
+struct Typed {
+    wire: Rc<Wire>,
+    bytes: usize,
+}
+
+impl Typed {
+    fn new(wire: &Rc<Wire>, bytes: usize) -> Typed {
+        wire.typed(bytes);
+        Typed { wire: Rc::clone(wire), bytes }
+    }
+}
+
+impl Drop for Typed {
+    fn drop(&mut self) {
+        self.wire.taken(self.bytes);
     }
 }
 
@@ -138,7 +178,7 @@ impl monitor::Server for Desk {
         match self.ask(Command::Attach(request)).await? {
             Ok(Reply::Attached(client)) => {
                 let seat = Seat { desk: (*self).clone(), client, types };
-                results.get().set_attachment(capnp_rpc::new_client(seat));
+                results.get().set_attachment(plain::client(seat));
             }
             Ok(other) => return Err(odd(&other)),
             Err(why) => fill::refusal(results.get().init_refusal(), &why),
@@ -157,7 +197,7 @@ impl monitor::Server for Desk {
             Ok(Reply::Started(id)) => {
                 results.get().set_id(id);
                 let run = Run { desk: (*self).clone(), id };
-                results.get().set_exec(capnp_rpc::new_client(run));
+                results.get().set_exec(plain::client(run));
             }
             Ok(other) => return Err(odd(&other)),
             Err(why) => fill::refusal(results.get().init_refusal(), &why),
@@ -270,21 +310,32 @@ impl Seat {
 }
 
 impl attachment::Server for Seat {
-    async fn write(self: Rc<Self>, params: attachment::WriteParams) -> Result<(), Error> {
-        self.check().map_err(|why| Error::failed(why.text))?;
-        self.desk.input(CONTAINER, params.get()?.get_data()?).await
+    // Not `async`: what is typed takes its place when the call comes, and not when its future is first polled.
+    fn write(self: Rc<Self>, params: attachment::WriteParams) -> impl Future<Output = Result<(), Error>> + 'static {
+        let typing = || -> Result<_, Error> {
+            self.check().map_err(|why| Error::failed(why.text))?;
+            Ok(self.desk.input(CONTAINER, params.get()?.get_data()?))
+        };
+        let typing = typing();
+        async move { typing?.await }
     }
 
-    async fn close_stdin(
+    fn close_stdin(
         self: Rc<Self>,
         _: attachment::CloseStdinParams,
         mut results: attachment::CloseStdinResults,
-    ) -> Result<(), Error> {
-        if let Err(why) = self.check() {
-            fill::refusal(results.get().init_refusal(), &why);
-            return Ok(());
+    ) -> impl Future<Output = Result<(), Error>> + 'static {
+        let closing = self.check().map(|()| self.desk.ask(Command::CloseInput { session: CONTAINER }));
+        async move {
+            let answer = match closing {
+                Ok(closing) => closing.await?.map(drop),
+                Err(why) => Err(why),
+            };
+            if let Err(why) = answer {
+                fill::refusal(results.get().init_refusal(), &why);
+            }
+            Ok(())
         }
-        plain!(self.desk, results, Command::CloseInput { session: CONTAINER })
     }
 
     async fn resize(
@@ -319,16 +370,25 @@ impl exec::Server for Run {
         Ok(())
     }
 
-    async fn write(self: Rc<Self>, params: exec::WriteParams) -> Result<(), Error> {
-        self.desk.input(self.id, params.get()?.get_data()?).await
+    // Not `async`, for the same reason as above.
+    fn write(self: Rc<Self>, params: exec::WriteParams) -> impl Future<Output = Result<(), Error>> + 'static {
+        let typing = || -> Result<_, Error> { Ok(self.desk.input(self.id, params.get()?.get_data()?)) };
+        let typing = typing();
+        async move { typing?.await }
     }
 
-    async fn close_stdin(
+    fn close_stdin(
         self: Rc<Self>,
         _: exec::CloseStdinParams,
         mut results: exec::CloseStdinResults,
-    ) -> Result<(), Error> {
-        plain!(self.desk, results, Command::CloseInput { session: self.id })
+    ) -> impl Future<Output = Result<(), Error>> + 'static {
+        let closing = self.desk.ask(Command::CloseInput { session: self.id });
+        async move {
+            if let Err(why) = closing.await? {
+                fill::refusal(results.get().init_refusal(), &why);
+            }
+            Ok(())
+        }
     }
 
     async fn resize(self: Rc<Self>, params: exec::ResizeParams, mut results: exec::ResizeResults) -> Result<(), Error> {

@@ -8,6 +8,7 @@ mod desk;
 mod executor;
 pub mod fill;
 mod inspect;
+mod plain;
 mod remote;
 mod wire;
 
@@ -129,6 +130,11 @@ impl Service {
         let _ = std::fs::remove_file(&self.path);
     }
 
+    /// True while the connection of this number is there.
+    pub fn has_link(&self, id: u32) -> bool {
+        self.links.iter().any(|link| link.id == id && !link.over.get())
+    }
+
     /// Connections that are open.
     pub fn connections(&self) -> usize {
         self.links.len()
@@ -228,17 +234,25 @@ impl Service {
         }
     }
 
-    /// Lets every connection do a bounded piece of work.
+    /// As if something had happened to all of them.
+    pub fn wake_all(&self) {
+        self.links.iter().for_each(|link| link.wire.wake());
+    }
+
+    /// Lets every connection do a bounded piece of work; true if one has ended.
     #[inline(never)]
-    pub fn run(&mut self) {
-        let Some(core) = &mut self.core else { return };
+    pub fn run(&mut self) -> bool {
+        let Some(core) = &mut self.core else { return false };
         core.executor.run();
+        let before = self.links.len();
         self.links.retain(|link| !link.over.get());
+        let ended = self.links.len() < before;
         let done = core.inbox.borrow().is_empty() && core.events.borrow().is_empty();
         if self.links.is_empty() && !core.executor.is_awake() && done {
             // What is left waits for somebody who is gone.
             self.core = None;
         }
+        ended
     }
 
     /// A new turn of the loop begins.

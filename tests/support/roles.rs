@@ -17,6 +17,10 @@
 //! | `exit N`, `die S` | ends so, after everything else |
 //!
 //! Before all of that it writes down what it was given, to `seen`.
+//!
+//! An exec of the service (its pid file is `.conward-exec-…` in the bundle) runs the command that it is given, by words or
+//! as a process object. Its orders are in `runtime-exec`; what it was given goes to `seen-exec`, unless there is a
+//! file `quiet-exec`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -63,12 +67,32 @@ struct Request {
     pid_file: PathBuf,
     console: Option<PathBuf>,
     stage: PathBuf,
+    /// The command of an exec of the service.
+    exec: Option<Program>,
+}
+
+/// What an exec of the service runs.
+#[derive(Debug, Default)]
+struct Program {
+    args: Vec<OsString>,
+    env: Vec<OsString>,
+    cwd: Option<PathBuf>,
+    terminal: bool,
+}
+
+impl Request {
+    /// The name of a file beside the script, which execs have of their own.
+    fn file(&self, name: &str) -> PathBuf {
+        self.stage.join(if self.exec.is_some() { format!("{name}-exec") } else { name.to_owned() })
+    }
 }
 
 fn runtime(args: &[OsString]) -> Outcome<ExitCode> {
     let request = request(args)?;
-    write_whole(&request.stage.join("seen"), &surroundings(args))?;
-    let orders = Orders(fs::read_to_string(request.stage.join("runtime")).unwrap_or_default());
+    if request.exec.is_none() || !request.file("quiet").exists() {
+        write_whole(&request.file("seen"), &surroundings(args))?;
+    }
+    let orders = Orders(fs::read_to_string(request.file("runtime")).unwrap_or_default());
     for text in orders.all("stderr") {
         writeln!(std::io::stderr(), "{text}")?;
     }
@@ -110,19 +134,77 @@ fn request(args: &[OsString]) -> Outcome<Request> {
             _ => {}
         }
     }
+    let name = request.pid_file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if name.starts_with(".conward-exec-") {
+        request.stage = request.pid_file.parent().ok_or("a pid file lies in a directory")?.to_owned();
+        request.exec = Some(program(args)?);
+    }
     Ok(request)
+}
+
+/// The words behind `exec`: options, the container, the command.
+fn program(args: &[OsString]) -> Outcome<Program> {
+    let mut program = Program::default();
+    let mut words = args.iter().skip_while(|word| *word != "exec").skip(1);
+    while let Some(word) = words.next() {
+        match word.to_str().unwrap_or_default() {
+            "--detach" | "--no-new-privs" => {}
+            "--tty" => program.terminal = true,
+            "--process" => program = object(Path::new(words.next().ok_or("--process has a value")?))?,
+            "--env" => program.env.extend(words.next().cloned()),
+            "--cwd" => program.cwd = words.next().map(PathBuf::from),
+            "--pid-file" | "--console-socket" | "--user" | "--cap" | "--additional-gids" => drop(words.next()),
+            option if option.starts_with('-') => return Err(format!("unknown option {option}").into()),
+            _ => break,
+        }
+    }
+    if program.args.is_empty() {
+        program.args.extend(words.cloned());
+    }
+    Ok(program)
+}
+
+/// An OCI process object.
+fn object(path: &Path) -> Outcome<Program> {
+    let value: Value = serde_json::from_slice(&fs::read(path)?)?;
+    let list = |key: &str| -> Vec<OsString> {
+        let items = value[key].as_array().into_iter().flatten();
+        items.filter_map(|item| item.as_str().map(OsString::from)).collect()
+    };
+    Ok(Program {
+        args: list("args"),
+        env: list("env"),
+        cwd: value["cwd"].as_str().map(PathBuf::from),
+        terminal: value["terminal"].as_bool().unwrap_or(false),
+    })
 }
 
 /// Starts the container, with a new terminal if one is wanted, and writes its pid down.
 fn start(request: &Request, orders: &Orders) -> Outcome {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg0(CONTAINER).arg(&request.stage);
+    if let Some(program) = &request.exec {
+        super::check(program.terminal == request.console.is_some(), "a console socket goes with a terminal")?;
+        let first = program.args.first().ok_or("an exec has a command")?;
+        if super::suite::in_path(first).is_none() {
+            return Err(format!("exec failed: {first:?}: no such file or directory").into());
+        }
+    }
     let console = request.console.as_ref().filter(|_| !orders.has("noconsole"));
     if let Some(socket) = console {
         let pty = nix::pty::openpty(None, None)?;
         send_master(socket, &pty.master)?;
         let slave = || pty.slave.try_clone().map(Stdio::from);
         command.arg("tty").stdin(slave()?).stdout(slave()?).stderr(slave()?);
+    } else if request.exec.is_some() {
+        command.arg("pipes");
+    }
+    if let Some(program) = &request.exec {
+        let entries = program.env.iter().filter_map(|entry| entry.to_str()?.split_once('='));
+        command.args(&program.args).envs(entries);
+        if let Some(dir) = &program.cwd {
+            command.current_dir(dir);
+        }
     }
     let child = command.spawn()?;
     for path in orders.all("cgroup") {
@@ -148,9 +230,12 @@ fn send_master(path: &Path, master: &OwnedFd) -> Outcome {
 fn container(args: &[OsString]) -> Outcome<ExitCode> {
     let stage = args.get(1).ok_or("a container has a stage")?;
     nix::unistd::setsid()?;
-    if args.len() > 2 {
+    if args.get(2).is_some_and(|word| word == "tty") {
         // The first terminal that a session leader opens becomes its own.
         fs::File::options().read(true).write(true).open("/proc/self/fd/0")?;
+    }
+    if let Some(program) = args.get(3) {
+        return Err(Fail::from(Command::new(program).args(&args[4..]).env("D", stage).exec()));
     }
     Err(Fail::from(Command::new("/bin/sh").arg(Path::new(stage).join("script")).env("D", stage).exec()))
 }
