@@ -69,6 +69,8 @@ pub struct Monitor<'a> {
     pub service: Option<Service>,
     /// Who waits for the container's end.
     pub waiters: Vec<Answer>,
+    /// The container's end is on record: whoever waits for it need not.
+    published: bool,
     pub execs: execs::Execs,
     /// How much each stream may log.
     pub meters: [Meter; 2],
@@ -149,6 +151,7 @@ impl<'a> Monitor<'a> {
             launch,
             service: None,
             waiters: Vec::new(),
+            published: false,
             execs: execs::Execs::default(),
             meters: Default::default(),
             exit_files: ExitFiles::new(options),
@@ -536,6 +539,15 @@ impl<'a> Monitor<'a> {
         }
     }
 
+    /// What survivors of the container say from now on is not waited for: it is on no record.
+    #[inline(never)]
+    pub fn close_outputs(&mut self) {
+        for stream in Stream::ALL {
+            self.unwatch_output(stream);
+            self.session.close_output(stream.index());
+        }
+    }
+
     /// Lets go of log files that nobody needs, and sees to deadlines that output can bring about.
     fn after_output(&mut self) {
         if let (Some(attach), Some(k8s)) = (&self.attach, &mut self.log.k8s) {
@@ -571,10 +583,8 @@ impl<'a> Monitor<'a> {
         let log = self.log.k8s.as_ref().map(|k8s| &k8s.file);
         let held = Stream::ALL.map(|stream| attach.holds_up(stream));
         let output = attach.serve(self.poll.registry(), id, log, self.read_buffer.bytes());
-        if output == Turn::Closed
-            && let Some(client) = attach.client(id)
-        {
-            client.deafen();
+        if output == Turn::Closed {
+            self.disconnect(id);
         }
         for stream in Stream::ALL {
             if held[stream.index()] && !self.held_up(stream) {
@@ -779,10 +789,7 @@ impl<'a> Monitor<'a> {
         let stalled = self.attach.as_ref().map(|attach| attach.stalled(limit)).unwrap_or_default();
         for id in stalled {
             crate::warn!("Disconnected an attach client that took nothing for {} s", limit.as_secs());
-            let Some(client) = self.attach.as_mut().and_then(|attach| attach.client(id)) else { continue };
-            client.deafen();
-            self.wake(Source::Output(CONTAINER, Stream::Stdout));
-            self.wake(Source::Output(CONTAINER, Stream::Stderr));
+            self.disconnect(id);
         }
         self.watch_stalls();
     }

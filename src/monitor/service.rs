@@ -6,7 +6,7 @@ use mio::Interest;
 
 use super::{Monitor, watch};
 use crate::attach::{Request, Seat};
-use crate::command::{Code, Command, Refusal, Reply, Switch};
+use crate::command::{Answered, Code, Command, Refusal, Reply, Switch};
 use crate::exec::Sink;
 use crate::exit::{End, Summary};
 use crate::options::RpcSocket;
@@ -59,8 +59,10 @@ impl Monitor<'_> {
 
     /// Lets connections work, and answers what they ask for, until nothing is left or the turn is over.
     pub fn serve(&mut self) {
-        if let Some(service) = self.service.as_ref().filter(|service| service.is_used()) {
-            service.refill();
+        let Some(service) = self.service.as_ref().filter(|service| service.is_used()) else { return };
+        service.refill();
+        // Who is merely connected costs nothing.
+        if service.is_awake() || service.has_news() {
             self.serve_rounds();
         }
     }
@@ -89,7 +91,7 @@ impl Monitor<'_> {
         let captured = self.execs.captured();
         let Some(service) = &mut self.service else { return };
         service.guard(captured);
-        if service.is_awake() {
+        if service.is_awake() || service.is_hungry() {
             self.wake(Source::Service);
         }
     }
@@ -105,10 +107,19 @@ impl Monitor<'_> {
             (Command::ExecWait(id), Some(answer)) => self.await_exec(id, answer),
             (command, answer) => {
                 let done = self.apply(command);
-                if let Some(answer) = answer {
-                    let _ = answer.send(done);
+                if let Some(Err(unheard)) = answer.map(|answer| answer.send(done)) {
+                    self.undo(&unheard);
                 }
             }
+        }
+    }
+
+    /// Whoever asked has gone before the answer: nobody is left who could give up what was begun.
+    fn undo(&mut self, unheard: &Answered) {
+        match unheard {
+            Ok(Reply::Attached(client)) => self.detach(*client),
+            Ok(Reply::Started(exec)) => self.abandon_exec(*exec),
+            _ => {}
         }
     }
 
@@ -205,6 +216,10 @@ impl Monitor<'_> {
     }
 
     fn await_end(&mut self, answer: Answer) {
+        if self.published {
+            let _ = answer.send(Ok(Reply::Ended(self.summary(), true)));
+            return;
+        }
         self.waiters.retain(|waiter| !waiter.is_canceled());
         if self.waiters.len() >= WAITERS_MAX {
             let refusal = Refusal::new(Code::TooMany, format!("{WAITERS_MAX} wait already"));
@@ -237,6 +252,18 @@ impl Monitor<'_> {
         self.log.hold(true);
         self.wake(Source::Client(id));
         Ok(Reply::Attached(id))
+    }
+
+    /// Serves a client no longer. One of the service hears how far it came, should it ever listen again.
+    pub(super) fn disconnect(&mut self, id: u32) {
+        let Some(client) = self.attach.as_mut().and_then(|attach| attach.client(id)) else { return };
+        if client.seat().is_some() {
+            return self.detach(id);
+        }
+        client.deafen();
+        for stream in Stream::ALL {
+            self.wake(Source::Output(CONTAINER, stream));
+        }
     }
 
     /// The client's attachment, or its connection, is gone.
@@ -307,6 +334,7 @@ impl Monitor<'_> {
 
     /// Tells everybody who waits how it ended.
     pub fn answer_waiters(&mut self, durable: bool) {
+        self.published = true;
         let summary = self.summary();
         for waiter in std::mem::take(&mut self.waiters) {
             let _ = waiter.send(Ok(Reply::Ended(summary, durable)));

@@ -83,6 +83,12 @@ struct Core {
     events: Events,
 }
 
+impl Core {
+    fn has_news(&self) -> bool {
+        !self.inbox.borrow().is_empty() || !self.events.borrow().is_empty()
+    }
+}
+
 /// One connection.
 #[derive(Debug)]
 struct Link {
@@ -234,7 +240,7 @@ impl Service {
         let Some(core) = &mut self.core else { return };
         core.executor.run();
         self.links.retain(|link| !link.over.get());
-        if self.links.is_empty() && !core.executor.is_awake() && core.inbox.borrow().is_empty() {
+        if self.links.is_empty() && !core.executor.is_awake() && !core.has_news() {
             // What is left waits for somebody who is gone.
             self.core = None;
         }
@@ -248,6 +254,16 @@ impl Service {
     /// True if there is work without a further event.
     pub fn is_awake(&self) -> bool {
         self.core.as_ref().is_some_and(|core| core.executor.is_awake())
+    }
+
+    /// True if something was asked, or has happened to somebody's output.
+    pub fn has_news(&self) -> bool {
+        self.core.as_ref().is_some_and(|core| core.has_news())
+    }
+
+    /// True if somebody used up what may be read in one turn: no event will say that there is more.
+    pub fn is_hungry(&self) -> bool {
+        self.links.iter().any(|link| link.wire.is_hungry())
     }
 
     /// True while somebody is connected or what they asked for is being done.
