@@ -387,8 +387,10 @@ impl Client {
 
     fn needs(&self) -> Option<u64> {
         match &self.feed {
+            // It may go back as far as there is anything.
+            Feed::Looking(_) => Some(0),
             Feed::Behind(place) => Some(place.mark.at.generation),
-            _ => None,
+            Feed::Live | Feed::Queued(_) | Feed::Deaf => None,
         }
     }
 

@@ -15,6 +15,7 @@ use crate::exit::{self, End, Published, Record};
 use crate::monitor::Monitor;
 use crate::oom;
 use crate::options::{Mode, Options};
+use crate::rpc::Service;
 use crate::session::Phase;
 use crate::stdio::Turn;
 use crate::stream::Stream;
@@ -138,9 +139,12 @@ fn final_report(monitor: &mut Monitor<'_>, end: End) {
 fn close_service(monitor: &mut Monitor<'_>, durable: bool) {
     let Some(service) = &monitor.service else { return };
     service.unlink();
-    if !service.is_used() {
+    // Whoever connected in time is told as well.
+    monitor.accept_service();
+    if !monitor.service.as_ref().is_some_and(Service::is_used) {
         return;
     }
+    monitor.close_outputs();
     monitor.answer_waiters(durable);
     let mut events = Events::with_capacity(16);
     let deadline = Instant::now() + FAREWELL;

@@ -65,6 +65,8 @@ pub struct Monitor<'a> {
     pub service: Option<Service>,
     /// Who waits for the container's end.
     pub waiters: Vec<Answer>,
+    /// The container's end is on record: whoever waits for it need not.
+    published: Option<bool>,
     pub execs: execs::Execs,
     /// How much each stream may log.
     pub meters: [Meter; 2],
@@ -142,6 +144,7 @@ impl<'a> Monitor<'a> {
             launch,
             service: None,
             waiters: Vec::new(),
+            published: None,
             execs: execs::Execs::default(),
             meters: Default::default(),
             exit_files: ExitFiles::new(options),

@@ -109,10 +109,7 @@ impl Monitor<'_> {
         let stalled = self.attach.as_ref().map(|attach| attach.stalled(limit)).unwrap_or_default();
         for id in stalled {
             crate::warn!("Disconnected an attach client that took nothing for {} s", limit.as_secs());
-            let Some(client) = self.attach.as_mut().and_then(|attach| attach.client(id)) else { continue };
-            client.deafen();
-            self.wake(Source::Output(CONTAINER, Stream::Stdout));
-            self.wake(Source::Output(CONTAINER, Stream::Stderr));
+            self.disconnect(id);
         }
         self.watch_stalls();
     }

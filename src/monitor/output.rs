@@ -79,6 +79,15 @@ impl Monitor<'_> {
         }
     }
 
+    /// What survivors of the container say from now on is not waited for: it is on no record.
+    #[inline(never)]
+    pub fn close_outputs(&mut self) {
+        for stream in Stream::ALL {
+            self.unwatch_output(stream);
+            self.session.close_output(stream.index());
+        }
+    }
+
     /// Lets go of log files that nobody needs, and sees to deadlines that output can bring about.
     pub(super) fn after_output(&mut self) {
         if let (Some(attach), Some(k8s)) = (&self.attach, &mut self.log.k8s) {
@@ -114,10 +123,8 @@ impl Monitor<'_> {
         let log = self.log.k8s.as_ref().map(|k8s| &k8s.file);
         let held = Stream::ALL.map(|stream| attach.holds_up(stream));
         let output = attach.serve(self.poll.registry(), id, log, self.read_buffer.bytes());
-        if output == Turn::Closed
-            && let Some(client) = attach.client(id)
-        {
-            client.deafen();
+        if output == Turn::Closed {
+            self.disconnect(id);
         }
         for stream in Stream::ALL {
             if held[stream.index()] && !self.held_up(stream) {

@@ -60,7 +60,7 @@ impl Monitor<'_> {
         to.set_name(name.to_bytes());
         self.session.save(to.reborrow().init_session(), given);
         self.log.save(to.reborrow().init_log(), given);
-        if let Some(attach) = &self.attach {
+        if let Some(attach) = self.attach.as_ref().filter(|attach| attach.listener().is_some()) {
             attach.save(to.reborrow().init_attach(), given);
         }
         if let Some(ctl) = &self.ctl {

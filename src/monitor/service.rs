@@ -60,8 +60,10 @@ impl Monitor<'_> {
 
     /// Lets connections work, and answers what they ask for, until nothing is left or the turn is over.
     pub fn serve(&mut self) {
-        if let Some(service) = self.service.as_ref().filter(|service| service.is_used()) {
-            service.refill();
+        let Some(service) = self.service.as_ref().filter(|service| service.is_used()) else { return };
+        service.refill();
+        // Who is merely connected costs nothing.
+        if service.is_awake() || service.has_news() {
             self.serve_rounds();
         }
     }
@@ -96,7 +98,7 @@ impl Monitor<'_> {
         let Some(service) = &mut self.service else { return };
         service.guard(captured);
         // Whoever could not be accepted for want of descriptors waits without a further event.
-        if service.is_awake() || service.connections() < before {
+        if service.is_awake() || service.is_hungry() || service.connections() < before {
             self.wake(Source::Service);
         }
     }
@@ -231,6 +233,10 @@ impl Monitor<'_> {
     }
 
     fn await_end(&mut self, answer: Answer) {
+        if let Some(durable) = self.published {
+            let _ = answer.send(Ok(Reply::Ended(self.summary(), durable)));
+            return;
+        }
         self.waiters.retain(|waiter| !waiter.is_canceled());
         if self.waiters.len() >= WAITERS_MAX {
             let refusal = Refusal::new(Code::TooMany, format!("{WAITERS_MAX} wait already"));
@@ -263,6 +269,18 @@ impl Monitor<'_> {
         self.log.hold(true);
         self.wake(Source::Client(id));
         Ok(Reply::Attached(id))
+    }
+
+    /// Serves a client no longer. One of the service hears how far it came, should it ever listen again.
+    pub(super) fn disconnect(&mut self, id: u32) {
+        let Some(client) = self.attach.as_mut().and_then(|attach| attach.client(id)) else { return };
+        if client.seat().is_some() {
+            return self.detach(id);
+        }
+        client.deafen();
+        for stream in Stream::ALL {
+            self.wake(Source::Output(CONTAINER, stream));
+        }
     }
 
     /// The client's attachment, or its connection, is gone.
@@ -333,6 +351,7 @@ impl Monitor<'_> {
 
     /// Tells everybody who waits how it ended.
     pub fn answer_waiters(&mut self, durable: bool) {
+        self.published = Some(durable);
         let summary = self.summary();
         for waiter in std::mem::take(&mut self.waiters) {
             let _ = waiter.send(Ok(Reply::Ended(summary, durable)));

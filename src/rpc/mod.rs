@@ -84,6 +84,12 @@ struct Core {
     events: Events,
 }
 
+impl Core {
+    fn has_news(&self) -> bool {
+        !self.inbox.borrow().is_empty() || !self.events.borrow().is_empty()
+    }
+}
+
 /// One connection.
 #[derive(Debug)]
 struct Link {
@@ -247,8 +253,7 @@ impl Service {
         let before = self.links.len();
         self.links.retain(|link| !link.over.get());
         let ended = self.links.len() < before;
-        let done = core.inbox.borrow().is_empty() && core.events.borrow().is_empty();
-        if self.links.is_empty() && !core.executor.is_awake() && done {
+        if self.links.is_empty() && !core.executor.is_awake() && !core.has_news() {
             // What is left waits for somebody who is gone.
             self.core = None;
         }
@@ -263,6 +268,16 @@ impl Service {
     /// True if there is work without a further event.
     pub fn is_awake(&self) -> bool {
         self.core.as_ref().is_some_and(|core| core.executor.is_awake())
+    }
+
+    /// True if something was asked, or has happened to somebody's output.
+    pub fn has_news(&self) -> bool {
+        self.core.as_ref().is_some_and(|core| core.has_news())
+    }
+
+    /// True if somebody used up what may be read in one turn: no event will say that there is more.
+    pub fn is_hungry(&self) -> bool {
+        self.links.iter().any(|link| link.wire.is_hungry())
     }
 
     /// True while somebody is connected or what they asked for is being done.

@@ -68,6 +68,11 @@ impl Wire {
         }
     }
 
+    /// True if it may read on in the next turn, and was stopped in this one.
+    pub fn is_hungry(&self) -> bool {
+        self.budget.get() == 0
+    }
+
     /// True if what was sent has not been taken by the peer's socket.
     pub fn is_stuck(&self) -> bool {
         self.stuck.get()
