@@ -67,6 +67,9 @@ struct Follower {
 
 impl Follower {
     fn start(live: &Live, pattern: Pattern) -> Outcome<Follower> {
+        // The doors are opened while the runtime is at work.
+        let socket = live.dir.join("b/conward.sock");
+        wait::until("the service", patience(), || Ok(socket.exists().then_some(())))?;
         let mut child = command(live, &["logs", "-f"])?.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
         let mut stdout = child.stdout.take().ok_or("no stdout")?;
         let reader = std::thread::spawn(move || {
