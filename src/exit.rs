@@ -288,7 +288,11 @@ impl ExitFiles {
 
 /// Brings all to the disk; false if one failed.
 pub fn sync_all(published: impl IntoIterator<Item = Published>) -> bool {
-    published.into_iter().fold(true, |all, one| one.sync() && all)
+    let mut all = true;
+    for one in published {
+        all &= one.sync();
+    }
+    all
 }
 
 /// A place for one exit file: made under a temporary name in its directory, then renamed.

@@ -528,3 +528,46 @@ impl Outcome {
         Outcome { captured: [Vec::new(), Vec::new()], error: self.error.clone(), ..*self }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::{Summary, Total};
+    use std::time::SystemTime;
+
+    fn over(id: Id, output: usize) -> Outcome {
+        let at = SystemTime::UNIX_EPOCH;
+        let totals = [Total { bytes: output as u64, lost: 0 }; 2];
+        let exit = Summary { end: None, oom_killed: None, pid: 0, started: at, finished: at, totals };
+        let captured = [vec![b'x'; output], Vec::new()];
+        Outcome { id, exit, error: Vec::new(), captured, truncated: false, held: false }
+    }
+
+    fn ids(execs: &Execs) -> Vec<Id> {
+        execs.results.iter().map(|outcome| outcome.id).collect()
+    }
+
+    #[test]
+    fn the_last_results_are_kept_and_those_that_are_waited_for() {
+        let mut execs = Execs::default();
+        execs.claimed = vec![1, 3];
+        (0..70).for_each(|id| execs.keep(over(id, 0)));
+        let expected: Vec<Id> = [1, 3].into_iter().chain(6..70).collect();
+        assert_eq!(ids(&execs), expected);
+        execs.let_go(1);
+        assert_eq!(ids(&execs)[..2], [3, 6]);
+        execs.claimed.extend(0..1000);
+        (70..1000).for_each(|id| execs.keep(over(id, 0)));
+        assert_eq!(execs.results.len(), RESULTS_MAX + EXECS_MAX);
+    }
+
+    #[test]
+    fn kept_output_has_a_bound_and_the_newest_stays() {
+        let mut execs = Execs::default();
+        [10 << 20, 10 << 20, 40 << 20].into_iter().zip(1..).for_each(|(size, id)| execs.keep(over(id, size)));
+        let kept: Vec<_> = execs.results.iter().map(|outcome| (outcome.captured[0].len(), outcome.truncated)).collect();
+        assert_eq!(kept, [(0, true), (0, true), (40 << 20, false)]);
+        execs.keep(over(4, 1));
+        assert_eq!(execs.captured(), 1);
+    }
+}

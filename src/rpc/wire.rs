@@ -169,3 +169,64 @@ impl AsyncWrite for Half {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::unistd::{read, write};
+
+    fn pair() -> (Rc<Wire>, OwnedFd) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+        (Wire::new(ours), theirs)
+    }
+
+    fn poll_read(wire: &Rc<Wire>, buffer: &mut [u8]) -> Poll<usize> {
+        let half = Half(Rc::clone(wire));
+        let polled = Pin::new(&mut { half }).poll_read(&mut Context::from_waker(Waker::noop()), buffer);
+        polled.map(|answer| answer.unwrap())
+    }
+
+    fn poll_write(wire: &Rc<Wire>, bytes: &[u8]) -> Poll<usize> {
+        let half = Half(Rc::clone(wire));
+        let polled = Pin::new(&mut { half }).poll_write(&mut Context::from_waker(Waker::noop()), bytes);
+        polled.map(|answer| answer.unwrap())
+    }
+
+    #[test]
+    fn whoever_does_not_read_is_not_read() {
+        let (wire, theirs) = pair();
+        write(&theirs, b"calls").unwrap();
+        while poll_write(&wire, &[b'x'; 4096]).is_ready() {}
+        assert!(wire.is_stuck());
+        let mut buffer = [0; 64 * 1024];
+        assert_eq!(poll_read(&wire, &mut buffer), Poll::Pending);
+        while read(&theirs, &mut buffer).is_ok() {}
+        assert!(poll_write(&wire, b"x").is_ready());
+        assert_eq!(poll_read(&wire, &mut buffer), Poll::Ready(5));
+    }
+
+    #[test]
+    fn a_turn_and_untaken_input_have_their_bounds() {
+        let (wire, theirs) = pair();
+        let mut buffer = [0; 64 * 1024];
+        let mut total = 0;
+        loop {
+            while write(&theirs, &[b'x'; 4096]).is_ok() {}
+            match poll_read(&wire, &mut buffer) {
+                Poll::Ready(count) => total += count,
+                Poll::Pending => break,
+            }
+        }
+        assert_eq!(total, QUANTUM);
+        wire.refill();
+        wire.typed(TYPED_MAX + 1);
+        assert_eq!(poll_read(&wire, &mut buffer), Poll::Pending);
+        wire.taken(TYPED_MAX + 1);
+        assert!(poll_read(&wire, &mut buffer).is_ready());
+        wire.close();
+        while matches!(poll_read(&wire, &mut buffer), Poll::Ready(1..)) {}
+        assert_eq!(poll_read(&wire, &mut buffer), Poll::Ready(0));
+    }
+}

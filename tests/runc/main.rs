@@ -7,6 +7,7 @@
 mod support;
 
 mod container;
+mod service;
 
 use std::process::ExitCode;
 
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     if let Some(code) = support::roles::dispatch() {
         return code;
     }
-    support::suite::main(&cases())
+    support::suite::main(&cases().into_iter().chain(service::cases()).collect::<Vec<_>>())
 }
 
 fn cases() -> Vec<Case> {
