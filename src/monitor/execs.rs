@@ -549,8 +549,7 @@ mod tests {
 
     #[test]
     fn the_last_results_are_kept_and_those_that_are_waited_for() {
-        let mut execs = Execs::default();
-        execs.claimed = vec![1, 3];
+        let mut execs = Execs { claimed: vec![1, 3], ..Execs::default() };
         (0..70).for_each(|id| execs.keep(over(id, 0)));
         let expected: Vec<Id> = [1, 3].into_iter().chain(6..70).collect();
         assert_eq!(ids(&execs), expected);

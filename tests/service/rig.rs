@@ -163,6 +163,7 @@ pub async fn kill(exec: &Exec) -> Outcome {
 /// Private memory of a process, in KiB, as `/proc/PID/smaps_rollup` has it.
 pub fn private_kib(pid: Pid) -> Outcome<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let lines = text.lines().filter(|line| line.starts_with("Private_"));
-    Ok(lines.filter_map(|line| line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()).sum())
+    // Pages of the program itself count as private, too, while no other monitor runs.
+    let line = text.lines().find(|line| line.starts_with("Anonymous:")).ok_or("no Anonymous")?;
+    Ok(line.split_ascii_whitespace().nth(1).and_then(|word| word.parse().ok()).ok_or("a number")?)
 }
