@@ -95,12 +95,13 @@ impl Monitor<'_> {
             self.timers.set(Timer::Trim, TRIM_AFTER);
             return;
         }
-        sys::release_memory();
         self.read_buffer.release(KEPT);
         self.out_buffer.release(KEPT);
         for output in self.session.outputs.iter_mut().flatten() {
             output.trim();
         }
+        // The last, so that what has just been freed goes back as well.
+        sys::release_memory();
     }
 
     #[inline(never)]
