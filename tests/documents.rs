@@ -206,7 +206,8 @@ fn the_specification_names_tests_that_exist() {
     assert_eq!(places, PLACES.into_iter().collect());
 }
 
-const PLACES: [&str; 10] = ["bench", "budgets", "compat", "fuzz", "loss", "oom", "podman", "runc", "splitter", "unit"];
+const PLACES: [&str; 11] =
+    ["bench", "budgets", "compat", "fuzz", "loss", "oom", "podman", "runc", "service", "splitter", "unit"];
 
 /// Whether a test of this name stands where the first word says.
 fn exists(place: &str, name: &str) -> bool {
@@ -214,6 +215,7 @@ fn exists(place: &str, name: &str) -> bool {
         "compat" => below("tests/compat").contains(&format!("\"{name}\"")),
         "loss" => below("tests/loss").contains(&format!("\"{name}\"")),
         "runc" => below("tests/runc").contains(&format!("\"{name}\"")),
+        "service" => below("tests/service").contains(&format!("\"{name}\"")),
         "podman" => podman_cases(&file("tests/podman/suite.rs")).contains(name),
         "budgets" => file("tests/budgets.rs").contains(&format!("fn {name}()")),
         "splitter" => file("tests/splitter.rs").contains(&format!("fn {name}()")),
