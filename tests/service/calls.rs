@@ -378,7 +378,7 @@ fn reopen_fails(monitor: &Monitor) -> Outcome {
         let answer = client.reopen_log().await;
         let errno = answer.as_ref().err().and_then(conmon_proto::Error::refusal).map(|refusal| refusal.errno);
         let text = refused("reopen", answer, Code::Failed)?;
-        contains("its text", &text, &*dir.to_string_lossy())?;
+        contains("its text", &text, &dir.to_string_lossy())?;
         same("errno", errno, Some(nix::errno::Errno::ENOENT as i32))
     })?;
     end_idle(&live)
