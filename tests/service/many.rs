@@ -241,7 +241,7 @@ fn kept_waiting(monitor: &Monitor) -> Outcome {
         same("a short one beside them", run(&client, &sh("exit 9")).await?.exit.status, 9)?;
         drop(streams);
         no_execs(&client).await?;
-        settled_memory(live.pid()?, 2048).await
+        settled_memory(live.pid()?, 6 * 1024).await
     })?;
     end_idle(&live)
 }
