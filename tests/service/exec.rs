@@ -196,7 +196,8 @@ fn contradictions(monitor: &Monitor) -> Outcome {
         let both = ExecSpec { process: b"{}".to_vec(), ..sh("true") };
         refused("words and object", client.exec(&both, None).await, Code::Invalid)?;
         refused("neither", client.exec(&ExecSpec::default(), None).await, Code::Invalid)?;
-        let exec = client.exec(&sh("exec sleep 100"), None).await?;
+        let exec = client.exec(&sh("echo $$ >$D/inner; exec sleep 100"), None).await?;
+        pid_of(&live, "inner")?;
         refused("resize", exec.resize(3, 4).await, Code::NoTerminal)?;
         refused("closeStdin", exec.close_stdin().await, Code::NoStdin)?;
         check(exec.write(b"x").await.is_err(), "there is no stdin")?;

@@ -62,7 +62,7 @@ fn content(records: &[Record], stream: &str) -> Vec<u8> {
 }
 
 fn back_pressure(monitor: &Monitor) -> Outcome {
-    let live = start(monitor, &script(20_000).to_string())?;
+    let live = start(monitor, &script(20_000))?;
     set(&live, Stream::Stdout, limit(150_000, 20_000, Action::BackPressure))?;
     live.go()?;
     let began = Instant::now();

@@ -171,12 +171,11 @@ async fn logs(target: &Target, mut client: Client, wish: &Wish, out: &mut Out) -
     }
     loop {
         let (output, mut events) = output();
-        let attachment = target.call(client.attach(&request, output)).await?;
-        let outcome = match wish.follow {
-            true => out.carry(&mut events).await?,
-            false => out.carry_until(&mut events, until, &client).await?,
+        let outcome = match (target.try_call(client.attach(&request, output)).await?, wish.follow) {
+            (None, _) => Outcome::Lost,
+            (Some(_attachment), true) => out.carry(&mut events).await?,
+            (Some(_attachment), false) => out.carry_until(&mut events, until, &client).await?,
         };
-        drop(attachment);
         match outcome {
             Outcome::Lost => {}
             Outcome::End(end) if end.reason == EndReason::Upgrade => {}

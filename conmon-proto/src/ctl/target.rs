@@ -107,6 +107,16 @@ impl Target {
         }
     }
 
+    /// As [`Target::call`]; `None` if the connection ended, as it does when the monitor is replaced.
+    pub async fn try_call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<Option<T>, Fail> {
+        match within(call).await {
+            Ok(Ok(value)) => Ok(Some(value)),
+            Ok(Err(error)) if error.is_disconnect() => Ok(None),
+            Ok(Err(error)) => Err(self.fail(&error)),
+            Err(Late) => Err(self.silent()),
+        }
+    }
+
     pub fn fail(&self, error: &Error) -> Fail {
         Fail::new(format!("{}: {error}", self.name()))
     }
