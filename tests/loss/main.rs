@@ -9,9 +9,12 @@ mod caps;
 mod clients;
 mod disk;
 mod flow;
+mod history;
 mod outside;
 mod reading;
 mod rig;
+mod rpc;
+mod service;
 mod upgrade;
 mod volume;
 
@@ -25,12 +28,24 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::from(98),
         };
     }
+    if let Some(code) = rpc::reader(&args) {
+        return code;
+    }
     if let Some(code) = upgrade::candidate(&args) {
         return code;
     }
     if let Some(code) = support::roles::dispatch() {
         return code;
     }
-    let parts = [volume::cases(), disk::cases(), caps::cases(), clients::cases(), outside::cases(), upgrade::cases()];
+    let parts = [
+        volume::cases(),
+        disk::cases(),
+        caps::cases(),
+        clients::cases(),
+        service::cases(),
+        history::cases(),
+        outside::cases(),
+        upgrade::cases(),
+    ];
     support::suite::main(&parts.into_iter().flatten().map(support::suite::Case::native).collect::<Vec<_>>())
 }
