@@ -69,7 +69,7 @@ fn idle_monitor_never_wakes_up() {
 /// A client of the service that is attached and hears nothing, and one that takes nothing, which is behind.
 #[test]
 fn clients_of_the_service_wake_nobody() {
-    let monitor = Monitor::start("while :; do read line < go; seq 100000; done");
+    let monitor = Monitor::start("until [ -p go ]; do sleep 0.01; done; read line <go; seq 300000; exec sleep 1000");
     let path = monitor.bundle().join("go");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
