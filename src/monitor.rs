@@ -455,10 +455,21 @@ impl<'a> Monitor<'a> {
     fn watch_stranger(&mut self, id: Id) {
         let Some(process) = self.session(id).and_then(|session| session.process.as_ref()) else { return };
         let pid = process.pid;
+        if process.pidfd.is_none() && !sys::is_child(pid) && sys::pidfd_open(pid).is_err_and(is_gone) {
+            // Somebody else has reaped it before we knew of it.
+            return self.stranger_ended(id);
+        }
+        let Some(process) = self.session(id).and_then(|session| session.process.as_ref()) else { return };
         let Some(pidfd) = process.pidfd.as_ref().filter(|_| !sys::is_child(pid)).map(raw) else { return };
         let (token, interest) = (Source::Process(id).token(), Interest::READABLE);
         if let Err(error) = self.poll.registry().register(&mut SourceFd(&pidfd), token, interest) {
             crate::warn!("Failed to watch process {pid}: {error}");
+        }
+    }
+
+    fn stranger_ended(&mut self, id: Id) {
+        if let Some(session) = self.session(id).filter(|session| !session.phase.is_over()) {
+            session.ended(End::Unknown);
         }
     }
 
@@ -739,9 +750,7 @@ impl<'a> Monitor<'a> {
         if id == CONTAINER {
             self.check_oom();
         }
-        if let Some(session) = self.session(id).filter(|session| !session.phase.is_over()) {
-            session.ended(End::Unknown);
-        }
+        self.stranger_ended(id);
         if id != CONTAINER {
             self.settle_exec(id);
         }
@@ -835,6 +844,10 @@ fn drained(drained: Drained) -> Turn {
         Drained::Again => Turn::Again,
         Drained::Wait => Turn::Wait,
     }
+}
+
+fn is_gone(error: io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ESRCH)
 }
 
 fn raw(fd: &impl AsFd) -> RawFd {

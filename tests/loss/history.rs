@@ -17,20 +17,19 @@ use crate::support::suite::{Case, Monitor};
 use crate::support::{Fail, Outcome, check, same, same_bytes, wait};
 
 pub fn cases() -> Vec<Case> {
-    let crowd = |id: &str, what: &str, world: World| {
-        Case::new(&format!("history/{id}"), "P3", what, move |monitor| under_load(monitor, world))
-    };
+    let crowd =
+        |id: &str, what: &str, world: World| Case::new(id, "P3", what, move |monitor| under_load(monitor, world));
     vec![
         Case::new("history/asks", "P3", "bytes, lines, all, offsets; either stream and both", |m| asks(m, false)),
         Case::new("history/asks-rotated", "P3", "the same over many small files", |m| asks(m, true)),
         Case::new("history/terminal", "P3", "what a terminal said, and what follows", terminal),
-        crowd("load", "many ask under full load", World::Plain),
-        crowd("load-rotates", "the same while the log rotates by itself", World::Rotates),
-        crowd("load-renamed", "the same while the log is renamed and reopened", World::Renamed),
-        crowd("load-removed", "the same, and what was renamed is removed", World::Removed),
-        crowd("load-size-max", "the same while the log begins anew again and again", World::SizeMax),
-        crowd("load-disk-full", "the same when the disk is full", World::DiskFull),
-        crowd("load-drop", "the same when the log goes without some of it", World::Drops),
+        crowd("history/load", "many ask under full load", World::Plain),
+        crowd("history/load-rotates", "the same while the log rotates by itself", World::Rotates),
+        crowd("history/load-renamed", "the same while the log is renamed and reopened", World::Renamed),
+        crowd("history/load-removed", "the same, and what was renamed is removed", World::Removed),
+        crowd("history/load-size-max", "the same while the log begins anew again and again", World::SizeMax),
+        crowd("history/load-disk-full", "the same when the disk is full", World::DiskFull),
+        crowd("history/load-drop", "the same when the log goes without some of it", World::Drops),
     ]
 }
 

@@ -464,13 +464,13 @@ async fn follow_on(client: &Client, history: History, before: Track) -> Outcome<
     Ok(follower.track)
 }
 
-/// A runtime that also runs further commands, as its own children.
+/// A runtime that also runs further commands. It waits for nothing, or it might reap one before the monitor can.
 fn with_execs(scene: &mut Scene) -> Outcome {
     let path = scene.dir.join("runtime.sh");
     let text = format!(
         "#!/bin/sh\ncase \" $* \" in *' exec '*) ;; *) exec {}/fake-runtime \"$@\" ;; esac\n\
          while [ \"$1\" != {CID} ]; do [ \"$1\" = --pid-file ] && file=$2; shift; done\nshift\n\
-         \"$@\" </dev/null &\nprintf %s $! >\"$file.new\"\nmv \"$file.new\" \"$file\"\n",
+         \"$@\" </dev/null &\nprintf %s $! >\"$file\"\n",
         scene.dir.display()
     );
     fs::write(&path, text)?;
@@ -488,7 +488,8 @@ async fn begin(client: &Client, script: &str, timeout: u64) -> Outcome<u32> {
 
 /// The result of an exec, once there is one.
 async fn result(client: &Client, id: u32) -> Outcome<ExecResult> {
-    let found = soon("the result of an exec", async {
+    let what = format!("the result of exec {id}");
+    let found = soon(&what, async {
         loop {
             match client.exec_result(id).await {
                 Err(error) if error.refusal().is_some_and(|refusal| refusal.code == Code::Busy) => {
@@ -521,7 +522,7 @@ fn service_execs(monitor: &Monitor) -> Outcome {
         let refused = client.upgrade(None, false).await.err();
         let code = refused.as_ref().and_then(|error| error.refusal()).map(|refusal| refusal.code);
         same("refusal", code, Some(Code::Busy))?;
-        drop(streaming);
+        drop((streaming, events));
         soon("the execs to be plain", async {
             while client.inspect().await?.execs.len() > 2 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
