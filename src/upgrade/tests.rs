@@ -164,7 +164,7 @@ fn nobody_is_replaced_before_the_container_runs() {
 fn a_refusal_says_stage_and_reason_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let options = options(dir.path());
-    let mut monitor = monitor(&options);
+    let monitor = monitor(&options);
     let before = fs::read_dir("/proc/self/fd").unwrap().count();
     let script = dir.path().join("script");
     fs::write(&script, "").unwrap();
