@@ -66,6 +66,31 @@ fn idle_monitor_never_wakes_up() {
     drop(client);
 }
 
+/// A client of the service that is attached and hears nothing, and one that takes nothing, which is behind.
+#[test]
+fn clients_of_the_service_wake_nobody() {
+    let monitor = Monitor::start("until [ -p go ]; do sleep 0.01; done; read line <go; seq 300000; exec sleep 1000");
+    let path = monitor.bundle().join("go");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let clients = tokio::task::LocalSet::new();
+    let attached = clients.block_on(&runtime, async {
+        let client = conmon_proto::connect(&monitor.bundle().join("conward.sock")).await.unwrap();
+        let (output, events) = conmon_proto::output();
+        let attachment = client.attach(&conmon_proto::AttachRequest::default(), output).await.unwrap();
+        (client, attachment, events)
+    });
+    monitor.is_idle("with an idle client");
+    fs::write(&path, "go\n").unwrap();
+    let log = monitor.scratch.path().join("log");
+    wait_for("output", Duration::from_secs(20), || fs::metadata(&log).is_ok_and(|log| log.len() > 1 << 20));
+    // Nothing drives the client: it has taken nothing.
+    monitor.is_idle("with a client that is behind");
+    let mut events = attached.2;
+    let event = clients.block_on(&runtime, async { events.next().await });
+    assert!(matches!(event, Some(conmon_proto::Event::Write { offset: 0, .. })), "{event:?}");
+}
+
 #[test]
 fn monitor_is_one_thread_with_few_descriptors() {
     let monitor = Monitor::start(IDLE_CONTAINER);
@@ -229,6 +254,16 @@ impl Monitor {
             let before = std::mem::replace(&mut last, self.activity());
             before == last
         });
+    }
+
+    /// Falls asleep, and is not woken.
+    fn is_idle(&self, what: &str) {
+        // Memory is given back a second after it was needed, and by then it may have been needed again.
+        thread::sleep(Duration::from_millis(2500));
+        self.wait_until_quiet();
+        let before = self.activity();
+        thread::sleep(Duration::from_secs(2));
+        assert_eq!(self.activity(), before, "switches, reads and writes, before and after two seconds, {what}");
     }
 
     /// Everything that counts up when a process does something: context switches, reads, writes.

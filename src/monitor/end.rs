@@ -59,13 +59,17 @@ impl Monitor<'_> {
         if id == CONTAINER {
             self.check_oom();
         }
-        if let Some(session) = self.session(id).filter(|session| !session.phase.is_over()) {
-            session.ended(End::Unknown);
-        }
+        self.stranger_ended(id);
         if id != CONTAINER {
             self.settle_exec(id);
         }
         Turn::Wait
+    }
+
+    pub(super) fn stranger_ended(&mut self, id: Id) {
+        if let Some(session) = self.session(id).filter(|session| !session.phase.is_over()) {
+            session.ended(End::Unknown);
+        }
     }
 
     pub(super) fn expire(&mut self, timer: Timer) {

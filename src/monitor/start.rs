@@ -159,6 +159,11 @@ impl Monitor<'_> {
     pub(super) fn watch_stranger(&mut self, id: Id) {
         let Some(process) = self.session(id).and_then(|session| session.process.as_ref()) else { return };
         let pid = process.pid;
+        if process.pidfd.is_none() && !sys::is_child(pid) && sys::pidfd_open(pid).is_err_and(is_gone) {
+            // Somebody else has reaped it before we knew of it.
+            return self.stranger_ended(id);
+        }
+        let Some(process) = self.session(id).and_then(|session| session.process.as_ref()) else { return };
         let Some(pidfd) = process.pidfd.as_ref().filter(|_| !sys::is_child(pid)).map(raw) else { return };
         let (token, interest) = (Source::Process(id).token(), Interest::READABLE);
         if let Err(error) = self.poll.registry().register(&mut SourceFd(&pidfd), token, interest) {
@@ -248,4 +253,8 @@ impl Monitor<'_> {
         self.advance_input(id);
         Ok(())
     }
+}
+
+fn is_gone(error: io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ESRCH)
 }

@@ -9,9 +9,11 @@ mod caps;
 mod clients;
 mod disk;
 mod flow;
+mod history;
 mod outside;
 mod reading;
 mod rig;
+mod rpc;
 mod service;
 mod upgrade;
 mod volume;
@@ -26,6 +28,9 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::from(98),
         };
     }
+    if let Some(code) = rpc::reader(&args) {
+        return code;
+    }
     if let Some(code) = upgrade::candidate(&args) {
         return code;
     }
@@ -37,8 +42,9 @@ fn main() -> ExitCode {
         disk::cases(),
         caps::cases(),
         clients::cases(),
-        outside::cases(),
         service::cases(),
+        history::cases(),
+        outside::cases(),
         upgrade::cases(),
     ];
     support::suite::main(&parts.into_iter().flatten().map(support::suite::Case::native).collect::<Vec<_>>())

@@ -1,315 +1,330 @@
-//! Clients of the Cap'n Proto service that stop, come late, or see the monitor replaced: conwardctl is one, in a process
-//! of its own that can really be stopped.
+//! Clients of the service that do not keep up, while the container runs and after its end, with and without a log.
 
-use std::io::Read;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::thread::JoinHandle;
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use conmon_proto::History;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::clients::joined;
-use crate::disk;
-use crate::flow::{Expect, Pattern};
-use crate::reading::Reader;
-use crate::rig::{LINES, MIB, Steady, ended, patience, reached, scene, size, totals};
+use crate::clients::{follow, joined};
+use crate::flow::Pattern;
+use crate::reading;
+use crate::rig::{LINES, MIB, ended, patience, reached, scene, size, soak, totals};
+use crate::rpc::{Door, Follower, Reader, socket, talk};
 use crate::support::scene::Live;
-use crate::support::suite::{Case, Column, Monitor, program};
-use crate::support::{Fail, Outcome, check, procs, same, wait};
-use crate::upgrade;
+use crate::support::suite::{Case, Monitor};
+use crate::support::{Fail, Outcome, check, contains, procs, same, wait};
 
 pub fn cases() -> Vec<Case> {
     vec![
-        Case::new("service/stopped", "P3", "clients are stopped while all is written", |m| stopped(m, false)),
-        Case::new("service/stopped-rotated", "P3", "the log is rotated meanwhile", |m| stopped(m, true)),
-        Case::new("service/stopped-to-the-end", "P3", "they go on when monitor and container are gone", to_the_end),
-        Case::new("service/stopped-for-ever", "P2", "one that never goes on is in nobody's way", for_ever),
-        Case::new("service/rotated-removed", "P3", "bytes that cannot be had are told", removed),
-        Case::new("service/tail", "P3", "the last lines and bytes of a log in several files", tail),
-        Case::new("service/none", "P2", "without a log the stream waits for a stopped client", none),
-        Case::new("service/replaced", "P15", "the monitor is replaced again and again", replaced),
+        Case::new("service/stopped", "P2", "a stopped client of either kind", |m| stopped(m, 1, LINES)),
+        Case::new("service/stopped-binary", "P2", "the same with random bytes", |m| stopped(m, 1, Pattern::Binary)),
+        Case::new("service/stopped-8", "P3", "8 of each kind, and a rotation", |m| stopped(m, 8, LINES)),
+        Case::new("service/stopped-throughput", "P2", "they slow nothing down (SOAK=1)", throughput),
+        Case::new("service/stopped-past-the-end", "P3", "they go on when container and monitor are gone", past_the_end),
+        Case::new("service/never-reads", "P2", "one that never reads again costs one process", never_reads),
+        Case::new("service/keeps-up", "P2", "for one that keeps up nothing is left behind", keeps_up),
+        Case::new("service/survivor", "P1", "what survivors write comes to nobody behind the end", survivor),
+        Case::new("service/none-back-pressure", "P2", "without a log the stream waits for its reader", back_pressure),
+        Case::new("service/none-end-in-time", "P2", "without a log the exit is recorded in time", none_ends),
+        Case::new("service/none-dies", "P2", "without a log a stopped client is killed", |m| none_goes_on(m, true)),
+        Case::new("service/none-stall-timeout", "P2", "without a log a stopped client is dropped", |m| {
+            none_goes_on(m, false)
+        }),
     ]
 }
 
-// ---------------------------------------------------------------- clients
+/// Private memory that one client may cost while it takes nothing.
+const EACH: u64 = 200 * 1024;
 
-fn command(live: &Live, words: &[&str]) -> Outcome<Command> {
-    let beside = program(Column::Conward).map(|path| path.with_file_name("conwardctl")).ok_or("no conward")?;
-    let path = std::env::var_os("CONWARDCTL").map_or(beside, PathBuf::from);
-    if !path.exists() {
-        return Err(Fail::Skip(
-            "no conwardctl beside the monitor (cargo build --release --package conmon-proto)".into(),
-        ));
-    }
-    let mut command = Command::new(path);
-    command.args(words).arg("--socket").arg(live.dir.join("b/conward.sock")).stdin(Stdio::null());
-    Ok(command)
+/// Private memory of a monitor at work, without clients of the service.
+const AT_WORK: u64 = 768 * 1024;
+
+fn script(pattern: Pattern, total: u64) -> String {
+    format!("go; $W {} 0 {total}; : >$D/written; go; exit 4", pattern.name())
 }
 
-/// What conwardctl prints.
-fn said(live: &Live, words: &[&str]) -> Outcome<(Vec<u8>, String)> {
-    let output = command(live, words)?.output()?;
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    check(output.status.success(), format!("{words:?}: {stderr}"))?;
-    Ok((output.stdout, stderr))
-}
-
-fn inspect(live: &Live) -> Outcome<serde_json::Value> {
-    Ok(serde_json::from_slice(&said(live, &["inspect", "--json"])?.0)?)
-}
-
-/// A client that follows the log, and the thread that compares what it prints.
-struct Follower {
-    child: Child,
-    reader: Option<JoinHandle<Outcome<u64>>>,
-}
-
-impl Follower {
-    fn start(live: &Live, pattern: Pattern) -> Outcome<Follower> {
-        // The doors are opened while the runtime is at work.
-        let socket = live.dir.join("b/conward.sock");
-        wait::until("the service", patience(), || Ok(socket.exists().then_some(())))?;
-        let mut child = command(live, &["logs", "-f"])?.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
-        let mut stdout = child.stdout.take().ok_or("no stdout")?;
-        let reader = std::thread::spawn(move || {
-            let (mut expect, mut buffer) = (Expect::new(pattern, 0), vec![0; 1 << 16]);
-            loop {
-                match stdout.read(&mut buffer)? {
-                    0 => return Ok(expect.at),
-                    count => expect.take(&buffer[..count])?,
-                }
-            }
-        });
-        Ok(Follower { child, reader: Some(reader) })
-    }
-
-    /// Several, which are all attached.
-    fn some(live: &Live, count: usize) -> Outcome<Vec<Follower>> {
-        let all = (0..count).map(|_| Follower::start(live, LINES)).collect::<Outcome<Vec<_>>>()?;
-        wait::until("the clients to be attached", patience(), || {
-            Ok((inspect(live)?["clients"].as_array().is_some_and(|clients| clients.len() == count)).then_some(()))
-        })?;
-        Ok(all)
-    }
-
-    fn signal(&self, signal: Signal) -> Outcome {
-        Ok(kill(Pid::from_raw(i32::try_from(self.child.id()).map_err(|_| "a pid")?), signal)?)
-    }
-
-    /// Bytes that it printed, when it has ended.
-    fn total(mut self) -> Outcome<u64> {
-        let total = joined(self.reader.take().ok_or("it was joined")?)?;
-        check(self.child.wait()?.success(), "the client ends well")?;
-        Ok(total)
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        // It may be stopped, and the case may have failed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-// ---------------------------------------------------------------- cases
-
-/// A container that waits for its go, then writes until it is stopped.
-fn steady(monitor: &Monitor) -> Outcome<Steady> {
-    let mut scene = scene(monitor, &format!("go; {}", Steady::script(LINES)))?;
-    scene.set("--history-held-max", (64_u64 << 30).to_string());
-    Steady::start(scene, "log")
-}
-
-/// Private memory of the monitor that was written to, KiB.
-fn dirty(live: &Live) -> Outcome<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", live.pid()?))?;
-    let line = text.lines().find(|line| line.starts_with("Private_Dirty:")).ok_or("no Private_Dirty")?;
-    Ok(line.split_ascii_whitespace().nth(1).and_then(|word| word.parse().ok()).ok_or("a number")?)
-}
-
-/// What each client may cost while it stands still, and the monitor itself with its buffers, KiB.
-const EACH: u64 = 200;
-const BUSY: u64 = 700;
-
-fn stopped(monitor: &Monitor, rotate: bool) -> Outcome {
-    let clients = 8;
-    let steady = steady(monitor)?;
-    let followers = Follower::some(&steady.live, clients)?;
-    followers.iter().try_for_each(|follower| follower.signal(Signal::SIGSTOP))?;
-    steady.live.go()?;
-    let (mut pieces, mut peak) = (Vec::new(), 0);
-    let parts = 8;
-    for number in 0..parts {
-        steady.grows(size(8, 128) * MIB)?;
-        peak = peak.max(dirty(&steady.live)?);
-        if rotate {
-            let piece = steady.log.with_extension(number.to_string());
-            disk::reopen(&steady, &piece)?;
-            pieces.push(piece);
+fn start(live: &Live, count: usize, pattern: Pattern) -> Outcome<Vec<Reader>> {
+    live.container()?;
+    let mut readers = Vec::new();
+    for door in [Door::Service, Door::Attach] {
+        for _ in 0..count {
+            readers.push(Reader::start(live, door, pattern)?);
         }
     }
-    let bound = BUSY + EACH * clients as u64 + program_size(monitor)?;
-    check(peak <= bound, format!("{peak} KiB of private memory with {clients} stopped clients, the bound is {bound}"))?;
-    followers.iter().try_for_each(|follower| follower.signal(Signal::SIGCONT))?;
-    let total = steady.stop()?;
-    for follower in followers {
-        same("bytes that a client printed", follower.total()?, total)?;
+    Ok(readers)
+}
+
+fn signal(readers: &[Reader], signal: Signal) -> Outcome {
+    readers.iter().try_for_each(|reader| reader.signal(signal))
+}
+
+fn stopped(monitor: &Monitor, count: usize, pattern: Pattern) -> Outcome {
+    let total = size(64, 1024) * MIB;
+    let mut scene = scene(monitor, &script(pattern, total))?;
+    let live = scene.set("--history-held-max", (64_u64 << 30).to_string()).start()?;
+    let readers = start(&live, count, pattern)?;
+    signal(&readers, Signal::SIGSTOP)?;
+    let (log, piece) = (live.dir.join("log"), live.dir.join("log.1"));
+    let peak = watched(&live, || {
+        live.go()?;
+        if count > 1 {
+            wait::until("half of the log", patience(), || Ok((fs::metadata(&log)?.len() > total / 2).then_some(())))?;
+            fs::rename(&log, &piece)?;
+            talk(&socket(&live), async |client| Ok(client.reopen_log().await.map(drop)?))?;
+        }
+        reached(&live, "written")?;
+        signal(&readers, Signal::SIGCONT)?;
+        live.go()
+    })?;
+    same("exit file", live.exit_file()?, "4".to_owned())?;
+    for reader in readers {
+        let (at, end) = reader.result()?;
+        same("bytes read", at, total)?;
+        check(end == "end" || end == "ended 4", format!("the end was {end:?}"))?;
     }
-    let mut reader = Reader::new(LINES);
-    pieces.iter().try_for_each(|piece| reader.eat(piece))?;
-    reader.eat(&steady.log)?;
+    same("status", ended(&live)?, 4)?;
+    let bound = AT_WORK + 2 * count as u64 * EACH;
+    check(peak <= bound, format!("{peak} bytes of private memory with {count} clients of each kind, {bound} allowed"))?;
+    let mut reader = reading::Reader::new(pattern);
+    if count > 1 {
+        reader.eat(&piece)?;
+    }
+    reader.eat(&log)?;
     reader.complete(total)
 }
 
-/// A program that was built just now may not be on the disk yet: then its pages count as written to, KiB.
-fn program_size(_: &Monitor) -> Outcome<u64> {
-    Ok(std::fs::metadata(program(Column::Conward).ok_or("no conward")?)?.len() / 1024)
+/// Does something while the monitor's private memory is watched; its peak in bytes.
+fn watched(live: &Live, work: impl FnOnce() -> Outcome) -> Outcome<u64> {
+    let (path, peak, done) = (format!("/proc/{}/smaps_rollup", live.pid()?), AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let text = fs::read_to_string(&path).unwrap_or_default();
+                let line = text.lines().find_map(|line| line.strip_prefix("Private_Dirty:"));
+                let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0);
+                peak.fetch_max(kib * 1024, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let worked = work();
+        done.store(true, Ordering::Relaxed);
+        worked
+    })?;
+    let peak = peak.into_inner();
+    check(peak > 0, "nothing was measured")?;
+    Ok(peak)
 }
 
-fn to_the_end(monitor: &Monitor) -> Outcome {
-    let total = size(64, 1024) * MIB;
-    let live = scene(monitor, &format!("go; $W {} 0 {total}; exit 4", LINES.name()))?.start()?;
-    live.container()?;
-    let followers = Follower::some(&live, 3)?;
-    followers[..2].iter().try_for_each(|follower| follower.signal(Signal::SIGSTOP))?;
+/// Pairs of the same load without and with stopped clients; times say little on a machine that is busy.
+fn throughput(monitor: &Monitor) -> Outcome {
+    if !soak() {
+        return Err(Fail::Skip("a measure: SOAK=1".to_owned()));
+    }
+    let total = 1024 * MIB;
+    let mut ratios = Vec::new();
+    for _ in 0..7 {
+        let times = [0, 1].map(|count| timed(monitor, count, total));
+        let [without, with] = times;
+        ratios.push(without?.as_secs_f64() / with?.as_secs_f64());
+    }
+    ratios.sort_by(f64::total_cmp);
+    check(ratios[3] >= 0.95, format!("throughput with stopped clients by that without, sorted: {ratios:.3?}"))
+}
+
+fn timed(monitor: &Monitor, count: usize, total: u64) -> Outcome<Duration> {
+    let live = scene(monitor, &script(LINES, total))?.start()?;
+    let readers = start(&live, count, LINES)?;
+    signal(&readers, Signal::SIGSTOP)?;
+    let begun = Instant::now();
+    live.go()?;
+    reached(&live, "written")?;
+    let took = begun.elapsed();
+    signal(&readers, Signal::SIGKILL)?;
     live.go()?;
     same("status", ended(&live)?, 4)?;
-    same("exit.json", totals(&live, 0)?, (total, 0))?;
-    check(!live.dir.join("b/conward.sock").exists(), "the socket is gone")?;
-    followers[..2].iter().try_for_each(|follower| follower.signal(Signal::SIGCONT))?;
-    for follower in followers {
-        same("bytes that a client printed", follower.total()?, total)?;
+    fs::remove_dir_all(&live.dir)?;
+    Ok(took)
+}
+
+// ---------------------------------------------------------------- the end
+
+/// Processes that a monitor has left behind; they are ours by now.
+fn left_behind() -> Vec<Pid> {
+    let is_monitor = |pid: &Pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "conward\n");
+    procs::children_of(Pid::this()).into_iter().filter(|pid| procs::alive(*pid)).filter(is_monitor).collect()
+}
+
+fn all_gone() -> Outcome {
+    wait::until("what was left behind to end", patience(), || Ok(left_behind().is_empty().then_some(())))
+}
+
+/// The container ends while its readers are stopped: everything is on time, and then they get the rest.
+fn past_the_end(monitor: &Monitor) -> Outcome {
+    let total = size(32, 1024) * MIB;
+    let mut scene = scene(monitor, &format!("go; $W {} 0 {total}; exit 4", LINES.name()))?;
+    let live = scene.exit_command(&["one"]).start()?;
+    let (readers, quick) = (start(&live, 2, LINES)?, Reader::start(&live, Door::Service, LINES)?);
+    signal(&readers, Signal::SIGSTOP)?;
+    live.go()?;
+    on_time(&live, 4)?;
+    live.after()?;
+    same("the quick reader", quick.result()?, (total, "ended 4".to_owned()))?;
+    // One for those of the service, one for those of the attach socket.
+    same("processes left behind", left_behind().len(), 2)?;
+    fs::remove_file(live.dir.join("log"))?;
+    signal(&readers, Signal::SIGCONT)?;
+    for (number, reader) in readers.into_iter().enumerate() {
+        let end = if number < 2 { "ended 4" } else { "end" };
+        same("a reader that was stopped", reader.result()?, (total, end.to_owned()))?;
+    }
+    all_gone()
+}
+
+/// The exit is on record and the monitor gone, whoever does not read.
+fn on_time(live: &Live, status: i32) -> Outcome {
+    same("exit file", live.exit_file()?, status.to_string())?;
+    let recorded = Instant::now();
+    same("status", ended(live)?, status)?;
+    let late = recorded.elapsed();
+    check(late < Duration::from_secs(2), format!("the monitor was there {late:?} after the exit file"))
+}
+
+fn never_reads(monitor: &Monitor) -> Outcome {
+    let live = scene(monitor, &format!("go; $W {} 0 {}; exit 4", LINES.name(), 8 * MIB))?.start()?;
+    live.container()?;
+    let reader = Reader::start(&live, Door::Service, LINES)?;
+    reader.signal(Signal::SIGSTOP)?;
+    live.go()?;
+    on_time(&live, 4)?;
+    let left = left_behind();
+    same("processes left behind", left.len(), 1)?;
+    let before = procs::cpu_ticks(left[0])?;
+    wait::never("it ends by itself", Duration::from_millis(400), || left_behind() != left)?;
+    check(procs::cpu_ticks(left[0])? <= before + 1, "it works although it has nothing to do")?;
+    reader.signal(Signal::SIGKILL)?;
+    all_gone()
+}
+
+fn keeps_up(monitor: &Monitor) -> Outcome {
+    for _ in 0..size(5, 50) {
+        let live = scene(monitor, "go; echo all; exit 4")?.start()?;
+        live.container()?;
+        // A reader of two lines that are equal: the pattern is not the point here.
+        let (seen, waited) = talk(&socket(&live), async |client| {
+            let request = conmon_proto::AttachRequest::default();
+            let (output, mut events) = conmon_proto::output();
+            let _attachment = client.attach(&request, output).await?;
+            live.go()?;
+            let mut seen = Vec::new();
+            while let Some(event) = crate::rpc::soon("output", events.next()).await? {
+                seen.push(event);
+            }
+            Ok((seen, client.wait().await.is_err()))
+        })?;
+        let [conmon_proto::Event::Write { data, offset: 0, .. }, conmon_proto::Event::End(end)] = &seen[..] else {
+            return Err(format!("what came: {seen:?}").into());
+        };
+        same("output", &data[..], b"all\n")?;
+        same("status in the end", end.exit.as_ref().map(|exit| exit.status), Some(4))?;
+        check(waited, "the connection ends with the monitor")?;
+        same("status", ended(&live)?, 4)?;
+        same("processes left behind", left_behind(), Vec::new())?;
+        fs::remove_dir_all(&live.dir)?;
     }
     Ok(())
 }
 
-fn for_ever(monitor: &Monitor) -> Outcome {
-    let steady = steady(monitor)?;
-    let mut followers = Follower::some(&steady.live, 2)?;
-    followers[0].signal(Signal::SIGSTOP)?;
-    steady.live.go()?;
-    steady.grows(16 * MIB)?;
-    let waiting = command(&steady.live, &["wait"])?.stdout(Stdio::piped()).spawn()?;
-    let total = steady.stop()?;
-    let waited = waiting.wait_with_output()?;
-    same("what wait says", String::from_utf8_lossy(&waited.stdout).trim().to_owned(), "5".to_owned())?;
-    same("bytes that the other client printed", followers.remove(1).total()?, total)?;
-    check(!procs::alive(steady.live.pid()?), "the monitor has ended")
-}
-
-fn removed(monitor: &Monitor) -> Outcome {
-    let mut scene = scene(monitor, &format!("{}; go", writes(3 * MIB)))?;
-    scene.flag("--log-rotate").set("--log-size-max", (MIB).to_string()).set("--log-max-files", "1");
-    let live = scene.start()?;
-    reached(&live, "written")?;
-    let (bytes, told) = said(&live, &["logs"])?;
-    let state = inspect(&live)?;
-    same("bytes written", state["streams"][0]["bytes"].as_u64(), Some(3 * MIB))?;
-    let lost = 3 * MIB - bytes.len() as u64;
-    check(lost > 0 && told.contains("bytes of stdout are lost here"), format!("{lost} bytes are missing: {told:?}"))?;
-    Expect::new(LINES, lost).take(&bytes)?;
-    live.go()?;
-    same("status", ended(&live)?, 0)
-}
-
-/// A script that writes so much.
-fn writes(total: u64) -> String {
-    format!("$W {} 0 {total}; : >$D/written", LINES.name())
-}
-
-fn tail(monitor: &Monitor) -> Outcome {
-    let total = 5 * MIB;
-    let mut scene = scene(monitor, &format!("{}; go", writes(total)))?;
-    scene.flag("--log-rotate").set("--log-size-max", MIB.to_string()).set("--log-max-files", "20");
-    let live = scene.start()?;
-    reached(&live, "written")?;
-    let mut all = vec![0; usize::try_from(total).map_err(|_| "a size")?];
-    LINES.fill(0, &mut all);
-    for count in [1, 7, 20_000] {
-        let (bytes, _) = said(&live, &["logs", "--tail", &count.to_string()])?;
-        let from = all[..all.len() - 1].iter().rev().enumerate().filter(|(_, byte)| **byte == b'\n').nth(count - 1);
-        let from = from.map_or(0, |(back, _)| all.len() - 1 - back);
-        check(bytes == all[from..], format!("the last {count} lines: {} bytes for {}", bytes.len(), all.len() - from))?;
-    }
-    for count in [1_usize, 100_001, 4 << 20] {
-        let (bytes, _) = said(&live, &["logs", "--bytes", &count.to_string()])?;
-        check(bytes == all[all.len() - count..], format!("the last {count} bytes"))?;
-    }
-    check(said(&live, &["logs"])?.0 == all, "all of it")?;
-    let (bytes, _) = said(&live, &["logs", "--since-offset", "1234567"])?;
-    check(bytes == all[1_234_567..], "from an offset on")?;
-    live.go()?;
-    same("status", ended(&live)?, 0)
-}
-
-fn none(monitor: &Monitor) -> Outcome {
-    let total = 16 * MIB;
-    let script = format!("go; $W {} 0 {total}; : >$D/written; exit 4", LINES.name());
-    let live = scene(monitor, &script)?.set("-l", "none").start()?;
+/// A stopped client keeps the service busy in the end, while a grandchild goes on to write.
+fn survivor(monitor: &Monitor) -> Outcome {
+    let own = 4 * MIB;
+    let script = format!("go; $W {} 0 {own}; $W {} {own} {} & exit 3", LINES.name(), LINES.name(), 1_u64 << 40);
+    let live = scene(monitor, &script)?.start()?;
     live.container()?;
-    let followers = [attached(&live)?, attached(&live)?];
-    followers[0].signal(Signal::SIGSTOP)?;
+    let reader = Reader::start(&live, Door::Service, LINES)?;
     live.go()?;
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    check(!live.dir.join("b/written").exists(), "the stream waits for the stopped client")?;
-    followers[0].signal(Signal::SIGCONT)?;
-    same("status", ended(&live)?, 4)?;
-    for mut follower in followers {
-        let reader = follower.reader.take().ok_or("it was joined")?;
-        same("bytes that a client printed", joined(reader)?, total)?;
-        same("its status", follower.child.wait()?.code(), Some(4))?;
-    }
-    same("exit.json", totals(&live, 0)?, (total, 0))
+    same("exit file", live.exit_file()?, "3".to_owned())?;
+    same("status", ended(&live)?, 3)?;
+    let (total, _) = totals(&live, 0)?;
+    same("the reader", reader.result()?, (total, "ended 3".to_owned()))?;
+    let mut log = reading::Reader::new(LINES);
+    log.eat(&live.dir.join("log"))?;
+    log.complete(total)
 }
 
-/// A client that is attached without history.
-fn attached(live: &Live) -> Outcome<Follower> {
-    let before = inspect(live)?["clients"].as_array().map_or(0, Vec::len);
-    let mut command = command(live, &["attach", "--no-stdin", "--history", "none"])?;
-    let mut child = command.stdout(Stdio::piped()).spawn()?;
-    let mut stdout = child.stdout.take().ok_or("no stdout")?;
-    let reader = std::thread::spawn(move || {
-        let (mut expect, mut buffer) = (Expect::new(LINES, 0), vec![0; 1 << 16]);
-        loop {
-            match stdout.read(&mut buffer)? {
-                0 => return Ok(expect.at),
-                count => expect.take(&buffer[..count])?,
-            }
-        }
-    });
-    let follower = Follower { child, reader: Some(reader) };
-    wait::until("the client to be attached", patience(), || {
-        Ok((inspect(live)?["clients"].as_array().is_some_and(|clients| clients.len() > before)).then_some(()))
+// ---------------------------------------------------------------- without a log
+
+fn no_log(monitor: &Monitor, script: &str, options: &[(&str, &str)]) -> Outcome<Live> {
+    let mut scene = scene(monitor, script)?;
+    for (name, value) in options {
+        scene.set(name, value);
+    }
+    let live = scene.set("-l", "none").start()?;
+    live.container()?;
+    Ok(live)
+}
+
+fn back_pressure(monitor: &Monitor) -> Outcome {
+    let total = size(32, 512) * MIB;
+    let live = no_log(monitor, &format!("go; $W {} 0 {total}; : >$D/written; exit 4", LINES.name()), &[])?;
+    let (slow, other) = (Reader::start(&live, Door::Service, LINES)?, Reader::start(&live, Door::Service, LINES)?);
+    let packets = follow(live.attach()?, LINES);
+    let refused = talk(&socket(&live), async |client| {
+        Ok(Follower::attach(client, [Some(LINES), None], History::All).await.err().map(|fail| format!("{fail:?}")))
     })?;
-    Ok(follower)
+    contains("history without a log", &refused.unwrap_or_default(), "no k8s-file log")?;
+    slow.signal(Signal::SIGSTOP)?;
+    live.go()?;
+    let written = live.dir.join("b/written");
+    wait::never("all is written although a client reads nothing", Duration::from_millis(400), || written.exists())?;
+    slow.signal(Signal::SIGCONT)?;
+    for reader in [slow, other] {
+        same("a reader", reader.result()?, (total, "ended 4".to_owned()))?;
+    }
+    same("bytes read from the attach socket", joined(packets)?, total)?;
+    same("status", ended(&live)?, 4)?;
+    same("bytes in exit.json", totals(&live, 0)?, (total, 0))
 }
 
-fn replaced(monitor: &Monitor) -> Outcome {
-    let scene = upgrade::scene(monitor, &format!("go; {}", Steady::script(LINES)))?;
-    let steady = Steady::start(scene, "log")?;
-    upgrade::started(&steady.live)?;
-    let pid = steady.pid()?;
-    let client = steady.live.attach()?;
-    let quick = crate::clients::follow(client, LINES);
-    // The client of the service comes second: both count.
-    let follower = Follower::start(&steady.live, LINES)?;
-    steady.live.go()?;
-    for round in 0..size(10, 100) {
-        if round % 2 == 0 {
-            upgrade::replace(&steady.live)?;
-        } else {
-            said(&steady.live, &["upgrade"])?;
-        }
-        steady.grows(MIB)?;
+/// Small enough for the pipe, too much for what may be on its way to a client.
+fn none_ends(monitor: &Monitor) -> Outcome {
+    let total = 900_000;
+    let live = no_log(monitor, &format!("go; $W {} 0 {total} pipe:{MIB}; exit 4", LINES.name()), &[])?;
+    let (slow, quick) = (Reader::start(&live, Door::Service, LINES)?, Reader::start(&live, Door::Service, LINES)?);
+    slow.signal(Signal::SIGSTOP)?;
+    live.go()?;
+    on_time(&live, 4)?;
+    same("the quick reader", quick.result()?, (total, "ended 4".to_owned()))?;
+    slow.signal(Signal::SIGCONT)?;
+    same("the slow reader", slow.result()?, (total, "ended 4".to_owned()))?;
+    all_gone()
+}
+
+/// Whom a stream waited for goes away: it goes on, and the others have all of it.
+fn none_goes_on(monitor: &Monitor, killed: bool) -> Outcome {
+    let total = size(16, 256) * MIB;
+    let options: &[_] = if killed { &[] } else { &[("--attach-stall-timeout", "1")] };
+    let script = format!("go; $W {} 0 {total}; : >$D/written; go; exit 4", LINES.name());
+    let live = no_log(monitor, &script, options)?;
+    let (slow, quick) = (Reader::start(&live, Door::Service, LINES)?, Reader::start(&live, Door::Service, LINES)?);
+    slow.signal(Signal::SIGSTOP)?;
+    live.go()?;
+    let written = live.dir.join("b/written");
+    wait::never("all is written although a client reads nothing", Duration::from_millis(300), || written.exists())?;
+    if killed {
+        slow.signal(Signal::SIGKILL)?;
     }
-    same("pid", steady.pid()?, pid)?;
-    let total = steady.stop()?;
-    same("bytes that the client of the service printed", follower.total()?, total)?;
-    same("bytes that the attached client read", joined(quick)?, total)?;
-    let mut reader = Reader::new(LINES);
-    reader.eat(&steady.log)?;
-    reader.complete(total)?;
-    same("exit.json", totals(&steady.live, 0)?, (total, 0))
+    reached(&live, "written")?;
+    if !killed {
+        slow.signal(Signal::SIGCONT)?;
+        let (at, end) = slow.result()?;
+        same("the end", end, "detached".to_owned())?;
+        check(at < total, "it was dropped after it had everything")?;
+    }
+    live.go()?;
+    same("the quick reader", quick.result()?, (total, "ended 4".to_owned()))?;
+    same("status", ended(&live)?, 4)?;
+    same("bytes in exit.json", totals(&live, 0)?, (total, 0))
 }

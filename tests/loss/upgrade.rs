@@ -7,17 +7,22 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use conmon_proto::{
+    Action, AttachRequest, Client, Code, EndReason, ExecResult, ExecSpec, ExitReason, History, LogPolicy, OnDisconnect,
+    Stream, output,
+};
 use nix::sys::signal::{Signal, kill};
 
 use crate::clients::{follow, joined, read_on};
 use crate::flow::{Expect, Pattern};
 use crate::reading::Reader;
 use crate::rig::{self, LINES, MIB, Steady, ended, patience, reached, size, totals};
+use crate::rpc::{Follower, Track, socket, soon, talk};
 use crate::support::attach::STDOUT;
 use crate::support::pipes::Kind;
 use crate::support::scene::{CID, Live, Scene};
 use crate::support::suite::{Case, Column, Monitor, program};
-use crate::support::{Outcome, check, contains, crilog, procs, same, same_bytes, wait};
+use crate::support::{Fail, Outcome, check, contains, crilog, procs, same, same_bytes, wait};
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![
@@ -36,6 +41,9 @@ pub fn cases() -> Vec<Case> {
         Case::new("upgrade/exec", "P15", "an exec: its status is reported, the exit command runs", exec),
         Case::new("upgrade/timeout", "P15", "--timeout goes on", timeout),
         Case::new("upgrade/ends-meanwhile", "P15", "the container ends at that moment", ends),
+        Case::new("upgrade/service", "P15", "by call and by signal; a client comes again where it was", service),
+        Case::new("upgrade/service-execs", "P15", "execs, results, timeouts and policies go on", service_execs),
+        Case::new("upgrade/service-refused", "P15", "candidates by call: the refusal says why", service_refused),
         Case::new("upgrade/exec-fails", "P15", "the candidate cannot be executed after its check", |m| {
             kept(m, |path| role(path, "unexecutable"), Duration::ZERO)
         }),
@@ -366,6 +374,203 @@ fn ends(monitor: &Monitor) -> Outcome {
         fs::remove_dir_all(&live.dir)?;
     }
     Ok(())
+}
+
+// ---------------------------------------------------------------- clients of the service
+
+/// Replaced in turns by a call and by a signal.
+fn service(monitor: &Monitor) -> Outcome {
+    let script = format!("go; {}", Steady::script(LINES));
+    let steady = Steady::start(scene(monitor, &script)?, "log")?;
+    let live = &steady.live;
+    started(live)?;
+    let pid = steady.pid()?;
+    let packets = follow(live.attach()?, LINES);
+    let (total, (track, times)) = std::thread::scope(|scope| {
+        let resuming = scope.spawn(|| resumed(live));
+        live.go()?;
+        let replaced = (0..size(10, 100)).try_for_each(|round| {
+            steady.grows(MIB)?;
+            let before = version(live)?;
+            install(&place(&live.dir))?;
+            talk(&socket(live), async |client| Ok(client.upgrade(None, true).await?))?;
+            same("program after a check", version(live)?, before.clone())?;
+            if round.is_multiple_of(2) {
+                replace(live)?
+            } else {
+                call(live)?
+            }
+            let after = version(live)?;
+            same("pid", (after.pid, before.pid), (pid.as_raw(), pid.as_raw()))?;
+            check(after.started_at > before.started_at, "a new program began to run")
+        });
+        let total = steady.stop();
+        let resumed = resuming.join().map_err(|_| Fail::from("a client panicked"))?;
+        replaced?;
+        Ok::<_, Fail>((total?, resumed?))
+    })?;
+    check(times >= size(10, 100), format!("a client was sent away {times} times"))?;
+    same("where it began, and what it lost", (track.first[0], track.lost), (Some(0), 0))?;
+    track.complete([total, 0], 5)?;
+    same("bytes read from the attach socket", joined(packets)?, total)?;
+    let mut reader = Reader::new(LINES);
+    reader.eat(&steady.log)?;
+    reader.complete(total)
+}
+
+fn version(live: &Live) -> Outcome<conmon_proto::Version> {
+    talk(&socket(live), async |client| Ok(client.version().await?))
+}
+
+/// Installs a new program and asks for the replacement by a call.
+fn call(live: &Live) -> Outcome {
+    install(&place(&live.dir))?;
+    let wanted = fs::metadata(place(&live.dir))?.ino();
+    talk(&socket(live), async |client| match client.upgrade(None, false).await {
+        // The answer may be overtaken by the end of the connection.
+        Err(error) if !error.is_disconnect() => Err(error.into()),
+        _ => Ok(()),
+    })?;
+    wait::until("the monitor to be replaced", patience(), || Ok((running(live)? == wanted).then_some(())))
+}
+
+/// Reads to the end, over as many connections as it takes; how often it was sent away.
+fn resumed(live: &Live) -> Outcome<(Track, u64)> {
+    let (mut track, mut times) = (Track::new([Some(LINES), None]), 0);
+    loop {
+        let history = History::From { stdout: track.at(0), stderr: 0 };
+        let before = std::mem::replace(&mut track, Track::new([Some(LINES), None]));
+        track = talk(&socket(live), async |client| follow_on(client, history, before).await)?;
+        match track.end.as_ref().map(|end| end.reason) {
+            Some(EndReason::Ended) => return Ok((track, times)),
+            Some(EndReason::Upgrade) | None => times += 1,
+            Some(other) => return Err(format!("sent away because of {other}").into()),
+        }
+        track.end = None;
+        track.told_before = track.lost;
+    }
+}
+
+async fn follow_on(client: &Client, history: History, before: Track) -> Outcome<Track> {
+    let request = AttachRequest { stderr: false, history, ..AttachRequest::default() };
+    let (output, events) = output();
+    let attachment = match client.attach(&request, output).await {
+        Ok(attachment) => attachment,
+        Err(error) if error.is_disconnect() => return Ok(before),
+        Err(error) => return Err(error.into()),
+    };
+    let mut follower = Follower { attachment, events, track: before };
+    follower.read(|_| false).await?;
+    Ok(follower.track)
+}
+
+/// A runtime that also runs further commands. It waits for nothing, or it might reap one before the monitor can.
+fn with_execs(scene: &mut Scene) -> Outcome {
+    let path = scene.dir.join("runtime.sh");
+    let text = format!(
+        "#!/bin/sh\ncase \" $* \" in *' exec '*) ;; *) exec {}/fake-runtime \"$@\" ;; esac\n\
+         while [ \"$1\" != {CID} ]; do [ \"$1\" = --pid-file ] && file=$2; shift; done\nshift\n\
+         \"$@\" </dev/null &\nprintf %s $! >\"$file\"\n",
+        scene.dir.display()
+    );
+    fs::write(&path, text)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    scene.set("-r", path);
+    Ok(())
+}
+
+/// An exec that goes on without us, and is captured.
+async fn begin(client: &Client, script: &str, timeout: u64) -> Outcome<u32> {
+    let command = ExecSpec::command(["sh", "-c", script]);
+    let spec = ExecSpec { timeout, on_disconnect: OnDisconnect::Detach, ..command };
+    Ok(client.exec(&spec, None).await?.id)
+}
+
+/// The result of an exec, once there is one.
+async fn result(client: &Client, id: u32) -> Outcome<ExecResult> {
+    let what = format!("the result of exec {id}");
+    let found = soon(&what, async {
+        loop {
+            match client.exec_result(id).await {
+                Err(error) if error.refusal().is_some_and(|refusal| refusal.code == Code::Busy) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                other => return other,
+            }
+        }
+    });
+    Ok(found.await??)
+}
+
+fn service_execs(monitor: &Monitor) -> Outcome {
+    let mut scene = scene(monitor, "go; exit 3")?;
+    with_execs(&mut scene)?;
+    let live = scene.start()?;
+    started(&live)?;
+    let policy = LogPolicy::Limit { bytes_per_second: 1 << 30, burst: 1 << 20, action: Action::BackPressure };
+    let after = live.dir.join("after");
+    let (kept, running_one, timed) = talk(&socket(&live), async |client| {
+        client.set_log_policy(Stream::Stderr, policy).await?;
+        let kept = begin(client, "echo kept; exit 9", 0).await?;
+        let wait = format!("echo before; until [ -e {} ]; do sleep 0.02; done; echo behind; exit 7", after.display());
+        let running_one = begin(client, &wait, 0).await?;
+        let timed = begin(client, "sleep 60", 2000).await?;
+        // What goes to a client cannot be handed over.
+        let (output, mut events) = output();
+        let streaming = client.exec(&ExecSpec::command(["sh", "-c", "echo here; sleep 60"]), Some(output)).await?;
+        check(soon("output", events.next()).await?.is_some(), "the exec says something")?;
+        let refused = client.upgrade(None, false).await.err();
+        let code = refused.as_ref().and_then(|error| error.refusal()).map(|refusal| refusal.code);
+        same("refusal", code, Some(Code::Busy))?;
+        drop((streaming, events));
+        soon("the execs to be plain", async {
+            while client.inspect().await?.execs.len() > 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Ok::<_, Fail>(())
+        })
+        .await??;
+        Ok((kept, running_one, timed))
+    })?;
+    call(&live)?;
+    replace(&live)?;
+    fs::write(&after, "")?;
+    talk(&socket(&live), async |client| {
+        same("policy", client.inspect().await?.streams[1].policy, policy)?;
+        let first = result(client, kept).await?;
+        same_bytes("output of one that had ended", &first.stdout, b"kept\n")?;
+        same("its exit code", first.exit.exit_code, 9)?;
+        let second = result(client, running_one).await?;
+        same_bytes("output of one that went on", &second.stdout, b"before\nbehind\n")?;
+        same("its exit code", second.exit.exit_code, 7)?;
+        same("one whose time is up", result(client, timed).await?.exit.reason, ExitReason::TimedOut)?;
+        let next = begin(client, "exit 0", 0).await?;
+        check(next > timed, "numbers count on")
+    })?;
+    live.go()?;
+    same("status", ended(&live)?, 3)
+}
+
+/// What a call is told of candidates that may not take over; nothing changes.
+fn service_refused(monitor: &Monitor) -> Outcome {
+    let steady = Steady::start(scene(monitor, &Steady::script(LINES))?, "log")?;
+    let live = &steady.live;
+    started(live)?;
+    let other = live.dir.join("bin/other");
+    let before = (version(live)?, running(live)?);
+    for (name, what) in [("refuses", "status 3"), ("crashes", "SIGABRT"), ("lies", "status 0"), ("hangs", "no answer")]
+    {
+        role(&other, name)?;
+        let refused = talk(&socket(live), async |client| Ok(client.upgrade(other.to_str(), false).await.err()))?;
+        let refusal = refused.as_ref().and_then(|error| error.refusal()).ok_or(format!("{name}: {refused:?}"))?;
+        contains("refusal", &refusal.text, what)?;
+        same("program", (version(live)?, running(live)?), before.clone())?;
+    }
+    steady.grows(MIB)?;
+    let total = steady.stop()?;
+    let mut reader = Reader::new(LINES);
+    reader.eat(&steady.log)?;
+    reader.complete(total)
 }
 
 // ---------------------------------------------------------------- candidates that are not to take over
