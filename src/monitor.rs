@@ -844,4 +844,5 @@ pub fn detach_stdio() {
     let _ = nix::unistd::dup2_stdin(&null);
     let _ = nix::unistd::dup2_stdout(&null);
     let _ = nix::unistd::dup2_stderr(&null);
+    crate::diag::detach();
 }
