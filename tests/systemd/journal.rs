@@ -23,6 +23,12 @@ pub fn cases() -> Vec<Case> {
             "journald stands still: the container does not, and losses are counted",
             stopped,
         ),
+        Case::new(
+            "journal/slow",
+            "7.8",
+            "journald gets a twentieth of its time: signals get through all the same",
+            slow,
+        ),
         Case::new("journal/restarted", "7.8", "journald starts anew: lines go on, losses are counted", restarted),
         Case::new("journal/absent", "7.8", "journald comes back after it was absent", absent),
         Case::new("journal/rate-limit", "7.8", "journald drops by itself: the container does not wait", rate_limit),
@@ -170,6 +176,22 @@ fn stopped(monitor: &Monitor) -> Outcome {
     check(took < Duration::from_secs(15), format!("it took {took:?}"))?;
     let (there, lost) = accounted_for(&machine, &container)?;
     check(there > 0 && lost > 0, format!("{there} bytes in the journal, {lost} lost"))
+}
+
+fn slow(monitor: &Monitor) -> Outcome {
+    let machine = Box::boot(monitor)?;
+    let script = "trap 'echo last words; exit 5' TERM; while :; do echo a line; done";
+    let container = Container::start(&machine, script, "", "")?;
+    machine.ok(&format!(
+        "{JOURNALD}; (for i in $(seq 40); do kill -STOP $J; sleep 0.19; kill -CONT $J; sleep 0.01; done) >/dev/null 2>&1 &"
+    ))?;
+    std::thread::sleep(Duration::from_secs(2));
+    let begin = Instant::now();
+    machine.ok(&format!("kill -TERM {}", container.pid()?))?;
+    container.end()?;
+    let took = begin.elapsed();
+    same("exit code", container.record()?["exitCode"].as_i64(), Some(5))?;
+    check(took < Duration::from_secs(4), format!("from the signal to the end it took {took:?}"))
 }
 
 fn restarted(monitor: &Monitor) -> Outcome {

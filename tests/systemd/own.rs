@@ -82,22 +82,30 @@ fn syslog(monitor: &Monitor) -> Outcome {
 
 fn stopped(monitor: &Monitor) -> Outcome {
     let machine = Box::boot(monitor)?;
-    let container = Container::start(&machine, SCRIPT, "", "-l none")?;
+    let script = format!("{FILL}; {SCRIPT}");
+    let container = Container::start(&machine, &script, "", "")?;
     machine.ok(NOT_A_PROGRAM)?;
     let journald = "J=$(systemctl show -p MainPID --value systemd-journald)";
-    // Somebody has filled its queue.
     machine.ok(&format!(
         "{journald}; (sleep 25; kill -CONT $J) >/dev/null 2>&1 & kill -STOP $J
-         for i in 1 2 3 4; do seq 1 1000 | timeout 1 logger; done; true"
+         touch /opt/rootfs/tmp/fill; until [ -e /opt/rootfs/tmp/full ]; do sleep 0.1; done; sleep 0.5"
     ))?;
     let begin = Instant::now();
     for _ in 0..3 {
         warn(&machine, &container)?;
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(200));
     }
+    check(begin.elapsed() < Duration::from_secs(5), format!("it took {:?}", begin.elapsed()))?;
+    machine.ok(&format!("{journald}; kill -CONT $J; journalctl --sync"))?;
+    warn(&machine, &container)?;
+    machine.until("the warning", &format!("journalctl --sync; journalctl -q {OWN} | grep -q ."))?;
+    let entries = machine.entries(OWN)?;
+    same("entries", entries.len(), 1)?;
+    has(&entries[0], "CONWARD_DROPPED", "3")?;
     machine.ok("touch /opt/rootfs/tmp/end")?;
     container.end()?;
-    check(begin.elapsed() < Duration::from_secs(10), format!("it took {:?}", begin.elapsed()))?;
-    machine.ok(&format!("{journald}; kill -CONT $J"))?;
     same("exit code", container.record()?["exitCode"].as_i64(), Some(0))
 }
+
+/// Says more than journald's queue holds, when it is told to.
+const FILL: &str = "until [ -e /tmp/fill ]; do sleep 0.1; done; seq 1 5000; touch /tmp/full";

@@ -15,7 +15,9 @@ pub fn cases() -> Vec<Case> {
         .map(|(id, mode)| Case::new(&format!("podman/{id}"), "9", what, move |monitor| life(monitor, mode)))
         .collect();
     cases.push(Case::new("podman/exit-code", "9", "the container's exit code reaches systemd", exit_code));
-    cases.push(Case::new("podman/shutdown", "9", "one signal and the last words when the machine goes down", shutdown));
+    cases.push(Case::new("podman/shutdown", "9", "the last words when the machine goes down", |m| shutdown(m, false)));
+    let what = "and one signal, with the drop-in that docs/systemd.md gives";
+    cases.push(Case::new("podman/shutdown-in-order", "9", what, |m| shutdown(m, true)));
     cases
 }
 
@@ -89,13 +91,20 @@ fn exit_code(monitor: &Monitor) -> Outcome {
     machine.nothing_left()
 }
 
-fn shutdown(monitor: &Monitor) -> Outcome {
+/// Without an order systemd stops the container's scope by itself, beside podman.
+fn shutdown(monitor: &Monitor, in_order: bool) -> Outcome {
     let mut machine = Box::boot(monitor)?;
     unit(&machine, None, &format!("--log-driver k8s-file --log-opt path={SHARED}/log"))?;
+    if in_order {
+        machine.ok("mkdir /etc/systemd/system/web.service.d; cd /etc/systemd/system/web.service.d
+             printf '[Unit]\nAfter=libpod-%s.scope\n' $(podman inspect web --format '{{.Id}}') >order.conf
+             systemctl daemon-reload")?;
+    }
     machine.ok("systemctl start web")?;
     machine.until("the container to speak", &format!("grep -q up {SHARED}/log"))?;
     machine.power_off()?;
     let log = fs::read_to_string(machine.dir.join("log"))?;
-    check(log.matches("signal").count() >= 1, format!("no signal: {log}"))?;
+    let signals = log.matches("stdout F signal").count();
+    check(if in_order { signals == 1 } else { (1..=2).contains(&signals) }, format!("{signals} signals: {log}"))?;
     contains("the log", &log, "last words")
 }
