@@ -1,7 +1,8 @@
-//! conward under a real systemd, and beside a real journald: units that podman prints, the unit that comes with conward, and
-//! the contract of the journal. Each case boots a box of its own (`rig`).
+//! conward under a real systemd, and beside a real journald: units that podman prints, the unit that comes with
+//! conward, and the contract of the journal. Each case boots a box of its own (`rig`).
 //!
-//! `cargo test --release --test systemd -- [FILTER…] [--list]`. Where no box can be made, the cases are skipped and say so.
+//! `cargo test --release --test systemd -- [FILTER…] [--list]`. Where no box can be made, the cases are skipped and say
+//! so. `SYSTEMD_BOX` names the program that makes them.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,5 +1,5 @@
-//! The unit that `podman generate systemd` prints for a container that exists: `Type=forking`, `PIDFile=`, and conward as
-//! podman's monitor.
+//! The unit that `podman generate systemd` prints for a container that exists: `Type=forking`, `PIDFile=`, and conward
+//! as podman's monitor.
 
 use std::fs;
 

@@ -1,5 +1,5 @@
-//! A box: Debian with a real systemd, booted for one case, in namespaces of its own. It is made by `systemd-box`, a program
-//! beside this repository, and shares nothing with this machine's systemd.
+//! A box: Debian with a real systemd, booted for one case, in namespaces of its own. It is made by `systemd-box`, a
+//! program beside this repository, and shares nothing with this machine's systemd.
 
 use std::fs;
 use std::os::unix::process::CommandExt;

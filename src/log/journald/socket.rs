@@ -3,8 +3,8 @@
 //! Each datagram is addressed by path, so a journald that was restarted is found again by the next entry.
 //!
 //! journald's queue is short, and a burst of lines fills it faster than journald can read: a living journald is waited
-//! for, up to [`PATIENCE`] per piece of output and up to [`TURN`] in one turn. One that takes nothing in that time is not
-//! waited for again until it has taken an entry.
+//! for, up to [`PATIENCE`] per piece of output and up to [`TURN`] in one turn. One that takes nothing in that time is
+//! not waited for again until it has taken an entry.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
