@@ -122,7 +122,7 @@ fn memfd(monitor: &Monitor) -> Outcome {
     Ok(())
 }
 
-/// podman finds what a container said by CONTAINER_ID_FULL, whoever else uses that field: messages of conward's own, here
+/// podman finds what a container said by CONTAINER_ID_FULL, whoever else uses that field: conward's own messages, here
 /// about a program that cannot take over, must not be among it.
 fn podman_logs(monitor: &Monitor) -> Outcome {
     let machine = Box::boot(monitor)?;
@@ -228,7 +228,7 @@ fn absent(monitor: &Monitor) -> Outcome {
     same("bytes and lost", container.stdout()?, (23, 10))
 }
 
-/// What journald takes and then throws away it tells nobody but the journal's reader; the container is not slowed by it.
+/// What journald takes and then throws away it tells only the journal's reader; the container is not slowed by it.
 fn rate_limit(monitor: &Monitor) -> Outcome {
     let machine = Box::boot(monitor)?;
     machine.ok("printf '[Journal]\\nRateLimitIntervalSec=60s\\nRateLimitBurst=100\\n' \
