@@ -58,6 +58,7 @@ install: ## Install below DESTDIR and PREFIX (default /usr)
 	install -D -m 0755 $(binary) $(libexec)/conmon
 	install -D -m 0755 $(ctl) $(bindir)/conwardctl
 	install -D -m 0644 docs/man/conward.8 $(sharedir)/man/man8/conward.8
+	install -D -m 0644 contrib/systemd/conward@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/conward@.service
 	install -D -m 0644 completions/conward.bash $(sharedir)/bash-completion/completions/conward
 	install -D -m 0644 completions/conward.fish $(sharedir)/fish/vendor_completions.d/conward.fish
 	install -D -m 0644 completions/_conward $(sharedir)/zsh/site-functions/_conward

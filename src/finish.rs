@@ -64,6 +64,8 @@ fn give_up(mut monitor: Box<Monitor<'_>>) -> u8 {
 
 /// Reads what the container left in its pipes or terminal. What a surviving process adds meanwhile is not waited for.
 fn drain(monitor: &mut Monitor<'_>) {
+    // One turn, however much there is: who waits for the record does not wait for journald for long.
+    let piece = monitor.log.begin_turn();
     for stream in Stream::ALL {
         let Some(output) = &mut monitor.session.outputs[stream.index()] else { continue };
         let there = if output.is_tty() { TTY_REST } else { output.waiting() };
@@ -71,9 +73,11 @@ fn drain(monitor: &mut Monitor<'_>) {
         let until = output.offset + (output.ahead().len() + there) as u64;
         let (log, attach) = (&mut monitor.log, &mut monitor.attach);
         let (registry, out) = (monitor.poll.registry(), monitor.out_buffer.bytes());
+        let buffer = monitor.read_buffer.bytes();
+        let room = piece.min(buffer.len()).max(output.ahead().len() + 1);
         loop {
             let mut offset = output.offset;
-            let turn = output.pump(monitor.read_buffer.bytes(), |stream, chunk| {
+            let turn = output.pump(&mut buffer[..room], |stream, chunk| {
                 let recorded = log.write(out, stream, chunk);
                 if let Some(attach) = attach.as_mut() {
                     attach.offer(registry, stream, offset, chunk, recorded);

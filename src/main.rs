@@ -6,7 +6,7 @@
 
 #![no_main]
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{OsStr, c_char, c_int};
 use std::io::Write;
 
 use conward::daemon::{self, Environment};
@@ -40,7 +40,7 @@ pub extern "C" fn main(_count: c_int, _words: *const *const c_char) -> c_int {
 
 #[inline(never)]
 fn run(options: &Options, warnings: &[String], environment: Environment) -> c_int {
-    diag::init(options.log_level, options.syslog, &ident(options));
+    begin(options);
     let log = match Log::open(options) {
         Ok(log) => log,
         Err(error) => return complain(&format!("[conmon:e]: Failed to open log file {}", options::strerror(&error))),
@@ -54,7 +54,10 @@ fn run(options: &Options, warnings: &[String], environment: Environment) -> c_in
 
 #[inline(never)]
 fn resume(options: &Options, state: c_int) -> c_int {
-    diag::init(options.log_level, options.syslog, &ident(options));
+    begin(options);
+    if !options.passthrough() {
+        diag::detach();
+    }
     status(upgrade::resume(options, state))
 }
 
@@ -68,13 +71,12 @@ fn status(end: Result<u8, String>) -> c_int {
     }
 }
 
-/// What syslog lines begin with.
-fn ident(options: &Options) -> String {
-    let cid = options.cid.to_string_lossy();
-    match &options.journal.tag {
-        Some(tag) => format!("{cid}: {}", tag.to_string_lossy()),
-        None => cid.into_owned(),
-    }
+/// From now on what is said has a sender.
+fn begin(options: &Options) {
+    let (cid, name) = (options.cid.to_string_lossy(), options.name.as_deref().map(OsStr::to_string_lossy));
+    let tag = options.journal.tag.as_deref().map(OsStr::to_string_lossy);
+    let whose = diag::Whose { cid: &cid, name: name.as_deref(), tag: tag.as_deref() };
+    diag::init(options.log_level, options.syslog, whose);
 }
 
 fn print(text: &str) -> c_int {

@@ -239,6 +239,7 @@ pub fn detach_stdio() {
     let _ = dup2_stdin(&null);
     let _ = dup2_stdout(&null);
     let _ = dup2_stderr(&null);
+    crate::diag::detach();
 }
 
 #[cfg(test)]

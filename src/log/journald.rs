@@ -4,8 +4,8 @@
 //! `KEY\n`, its length as 64 bits little endian, the value, `\n`. See "Native Journal Protocol" of systemd.
 //!
 //! A line is sent when its newline arrives. Text without newline is kept, up to [`KEPT_MAX`] bytes; more becomes a
-//! partial entry at once, so that a line of any length takes bounded memory. Nobody waits for journald: an entry
-//! that it does not take at once is counted as refused.
+//! partial entry at once, so that a line of any length takes bounded memory. journald is waited for within a bound
+//! (`socket`); an entry that it does not take even so is counted as refused.
 
 mod saved;
 mod socket;
@@ -82,16 +82,27 @@ impl Journald {
         }
     }
 
-    /// Takes what the container wrote; waits for a living journald, but not longer than [`socket::PATIENCE`].
+    /// A new turn begins, in which journald may be waited for again.
+    pub fn begin_turn(&mut self) {
+        self.socket.begin_turn();
+    }
+
+    /// True if others should get their turn before more is written.
+    pub fn is_tired(&self) -> bool {
+        self.socket.is_tired()
+    }
+
+    /// Takes what the container wrote; waits for a living journald, but not longer than `socket` allows.
     pub fn write(&mut self, stream: Stream, data: &[u8]) {
-        self.socket.renew_patience();
         for piece in data.chunks(PIECE_MAX) {
+            self.socket.renew_patience();
             self.write_piece(stream, piece);
         }
     }
 
     /// Sends the kept text as partial entries; nothing follows.
     pub fn finish(&mut self) {
+        self.socket.renew_patience();
         for stream in Stream::ALL {
             if !self.lines[stream.index()].kept.is_empty() {
                 self.send(stream, &[], true);
@@ -254,7 +265,7 @@ const fn default_priority(stream: Stream) -> u8 {
 /// More text than this without newline becomes a partial entry (conmon's limit).
 const KEPT_MAX: usize = 8191;
 /// Output is looked at in pieces of this size, as conmon reads it, so that long lines fall apart at the same places.
-const PIECE_MAX: usize = 8192;
+pub const PIECE_MAX: usize = 8192;
 const PREFIX_LEN: usize = 3;
 /// The length of a container ID as people see it.
 const SHORT_ID_LEN: usize = 12;

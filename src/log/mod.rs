@@ -39,7 +39,7 @@ pub struct Log {
 }
 
 /// journald's socket for its native protocol.
-const JOURNALD: &str = "/run/systemd/journal/socket";
+pub const JOURNALD: &str = "/run/systemd/journal/socket";
 
 impl Log {
     /// Opens the sinks that were asked for; of several files of one driver the last one counts, as with conmon.
@@ -67,6 +67,19 @@ impl Log {
     /// True if what the container says can be read back, so that clients need not hold it up.
     pub fn has_history(&self) -> bool {
         self.k8s.is_some()
+    }
+
+    /// A new turn begins; returns how much to log at once in it.
+    pub fn begin_turn(&mut self) -> usize {
+        let Some(journald) = &mut self.journald else { return usize::MAX };
+        journald.begin_turn();
+        // A piece is what journald is waited for at a time. Files get more, so that they cut no line for its sake.
+        if self.k8s.is_none() && self.json.is_none() { journald::PIECE_MAX } else { usize::MAX }
+    }
+
+    /// True if others should get their turn before more is logged.
+    pub fn is_tired(&self) -> bool {
+        self.journald.as_ref().is_some_and(Journald::is_tired)
     }
 
     /// Whether rotated files are to be kept for clients.

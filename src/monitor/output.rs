@@ -22,13 +22,14 @@ impl Monitor<'_> {
             return Turn::Wait;
         }
         let starting = self.session.phase == Phase::Starting;
+        let piece = self.log.begin_turn();
         let Some(output) = &mut self.session.outputs[stream.index()] else { return Turn::Wait };
         let (complaint, attach, log) = (&mut self.session.complaint, &mut self.attach, &mut self.log);
         let (registry, out) = (self.poll.registry(), self.out_buffer.bytes());
         let (before, meter) = (output.offset, &mut self.meters[stream.index()]);
         let room = limit.filter(|_| !drops).map_or(READ_BUFFER, |room| usize::try_from(room).unwrap_or(READ_BUFFER));
         let buffer = self.read_buffer.bytes();
-        let room = room.min(buffer.len()).max(output.ahead().len() + 1);
+        let room = room.min(piece).min(buffer.len()).max(output.ahead().len() + 1);
         let (mut left, mut at) = (limit.unwrap_or(u64::MAX), before);
         let turn = output.pump(&mut buffer[..room], |stream, chunk| {
             if starting && stream == Stream::Stderr {
@@ -47,7 +48,8 @@ impl Monitor<'_> {
                 }
                 at += part.len() as u64;
             }
-            !attach.as_ref().is_some_and(|attach| attach.holds_up(stream)) && (drops || left > 0)
+            let held_up = attach.as_ref().is_some_and(|attach| attach.holds_up(stream));
+            !held_up && !log.is_tired() && (drops || left > 0)
         });
         self.busy |= output.offset - before > KEPT as u64;
         if turn == Turn::Closed {

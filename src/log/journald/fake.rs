@@ -31,7 +31,8 @@ impl Journal {
         std::iter::from_fn(|| self.entry()).collect()
     }
 
-    fn entry(&self) -> Option<Entry> {
+    /// The next entry, if one has arrived.
+    pub fn entry(&self) -> Option<Entry> {
         let mut bytes = vec![0; 1 << 20];
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let mut control = nix::cmsg_space!([RawFd; 2]);

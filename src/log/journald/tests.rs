@@ -391,3 +391,26 @@ fn a_burst_is_not_lost_to_a_journald_that_reads() {
     reader.join().unwrap();
     drop(dir);
 }
+
+/// It takes a few entries and pauses: what it does not take of this piece is lost, but the next one is worth a wait.
+#[test]
+fn a_slow_journald_is_not_taken_for_a_stuck_one() {
+    let Pair { dir, journal, mut journald } = Pair::new(&plain());
+    let reader = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        (0..5).for_each(|_| drop(journal.entry()));
+        journal
+    });
+    // More than any queue holds.
+    journald.write(Stream::Stdout, &b"\n".repeat(PIECE_MAX));
+    let journal = reader.join().unwrap();
+    assert!(journald.counters().refused_entries > 0 && !journald.socket.is_stuck() && journald.is_tired());
+    journald.begin_turn();
+    assert!(!journald.is_tired());
+    journald.write(Stream::Stdout, b"\n");
+    assert!(journald.socket.is_stuck(), "it took nothing in all of the time");
+    journal.entries();
+    journald.write(Stream::Stdout, b"\n");
+    assert!(!journald.socket.is_stuck());
+    drop(dir);
+}
