@@ -28,11 +28,7 @@ files = \
 	0644:README.md:share/doc/conward/README.md \
 	0644:CHANGELOG.md:share/doc/conward/CHANGELOG.md \
 	0644:SPECIFICATION.md:share/doc/conward/SPECIFICATION.md \
-	0644:docs/podman.md:share/doc/conward/docs/podman.md \
-	0644:docs/crio.md:share/doc/conward/docs/crio.md \
-	0644:docs/debugging.md:share/doc/conward/docs/debugging.md \
-	0644:docs/examples/podman.conf:share/doc/conward/docs/examples/podman.conf \
-	0644:docs/examples/crio.conf:share/doc/conward/docs/examples/crio.conf \
+	$(foreach doc,$(wildcard docs/*.md docs/examples/*),0644:$(doc):share/doc/conward/$(doc)) \
 	0644:LICENSE:share/licenses/conward/LICENSE \
 	0644:$(notices):share/licenses/conward/NOTICES
 # Directories that nobody else has.
