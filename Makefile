@@ -25,14 +25,15 @@ files = \
 	0644:completions/conwardctl.fish:share/fish/vendor_completions.d/conwardctl.fish \
 	0644:completions/_conward:share/zsh/site-functions/_conward \
 	0644:completions/_conwardctl:share/zsh/site-functions/_conwardctl \
-	0644:README.md:share/doc/conward/README.md \
-	0644:CHANGELOG.md:share/doc/conward/CHANGELOG.md \
-	0644:SPECIFICATION.md:share/doc/conward/SPECIFICATION.md \
-	$(foreach doc,$(wildcard docs/*.md docs/examples/*),0644:$(doc):share/doc/conward/$(doc)) \
+	0644:README.md:$(docdir)/README.md \
+	0644:CHANGELOG.md:$(docdir)/CHANGELOG.md \
+	0644:SPECIFICATION.md:$(docdir)/SPECIFICATION.md \
+	$(foreach doc,$(wildcard docs/*.md docs/examples/*),0644:$(doc):$(docdir)/$(doc)) \
 	0644:LICENSE:share/licenses/conward/LICENSE \
 	0644:$(notices):share/licenses/conward/NOTICES
 # Directories that nobody else has.
-own_dirs = libexec/conward share/doc/conward/docs/examples share/doc/conward/docs share/doc/conward share/licenses/conward
+docdir = share/doc/conward
+own_dirs = libexec/conward $(docdir)/docs/examples $(docdir)/docs $(docdir) share/licenses/conward
 
 # The version text names it.
 export CONWARD_COMMIT := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
