@@ -6,23 +6,55 @@ ARGS    ?=
 
 binary   = $(or $(CARGO_TARGET_DIR),target)/release/conward
 ctl      = $(dir $(binary))conwardctl
-bindir   = $(DESTDIR)$(PREFIX)/bin
-libexec  = $(DESTDIR)$(PREFIX)/libexec/conward
-sharedir = $(DESTDIR)$(PREFIX)/share
+notices  = $(dir $(binary))NOTICES
+
+# What the packages are called by; another one only to try an upgrade.
+VERSION  = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+
+# What is installed: mode, file, place below PREFIX. The packages are made from this list too.
+# conmon's callers know a monitor by the name of its program, so that is a file of its own and not a link.
+files = \
+	0755:$(binary):bin/conward \
+	0755:$(binary):libexec/conward/conmon \
+	0755:$(ctl):bin/conwardctl \
+	0644:docs/man/conward.8:share/man/man8/conward.8 \
+	0644:docs/man/conwardctl.1:share/man/man1/conwardctl.1 \
+	0644:completions/conward.bash:share/bash-completion/completions/conward \
+	0644:completions/conwardctl.bash:share/bash-completion/completions/conwardctl \
+	0644:completions/conward.fish:share/fish/vendor_completions.d/conward.fish \
+	0644:completions/conwardctl.fish:share/fish/vendor_completions.d/conwardctl.fish \
+	0644:completions/_conward:share/zsh/site-functions/_conward \
+	0644:completions/_conwardctl:share/zsh/site-functions/_conwardctl \
+	0644:contrib/systemd/conward@.service:lib/systemd/system/conward@.service \
+	0644:contrib/systemd/conward-killmode-none.conf:$(docdir)/docs/examples/conward-killmode-none.conf \
+	0644:README.md:$(docdir)/README.md \
+	0644:CHANGELOG.md:$(docdir)/CHANGELOG.md \
+	0644:SPECIFICATION.md:$(docdir)/SPECIFICATION.md \
+	$(foreach doc,$(wildcard docs/*.md docs/examples/*),0644:$(doc):$(docdir)/$(doc)) \
+	0644:LICENSE:share/licenses/conward/LICENSE \
+	0644:$(notices):share/licenses/conward/NOTICES
+# Directories that nobody else has.
+docdir = share/doc/conward
+own_dirs = libexec/conward $(docdir)/docs/examples $(docdir)/docs $(docdir) share/licenses/conward
 
 # The version text names it.
 export CONWARD_COMMIT := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
+# Places of the machine that builds are nobody's business, and would make each build another one.
+cargo_home = $(or $(CARGO_HOME),$(HOME)/.cargo)
+remap = --config 'target."cfg(all())".rustflags = \
+	["--remap-path-prefix=$(cargo_home)=/cargo", "--remap-path-prefix=$(CURDIR)=/conward"]'
+
 .DEFAULT_GOAL = help
-.PHONY: help build run test bench soak fuzz lint install
+.PHONY: help build run test bench soak fuzz lint install uninstall deb rpm
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 11
 
 # One after the other: built at once, the monitor would get features of its libraries that only conwardctl needs.
 build: ## Build the monitor and conwardctl, each one static program
-	cargo build --release --locked
-	cargo build --release --locked --package conmon-proto
+	cargo build --release --locked $(remap)
+	cargo build --release --locked $(remap) --package conmon-proto
 
 run: ## Show one container's life under conward, from nothing (root)
 	tools/setup run
@@ -50,19 +82,28 @@ lint: ## Check format, lints, and the licences and sources of dependencies
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	tools/licences
 
-# conmon's callers know a monitor by the name of its program, so this is a file of its own and not a link.
-install: ## Install below DESTDIR and PREFIX (default /usr)
-	@[ -f $(binary) ] || cargo build --release --locked
-	@[ -f $(ctl) ] || cargo build --release --locked --package conmon-proto
-	install -D -m 0755 $(binary) $(bindir)/conward
-	install -D -m 0755 $(binary) $(libexec)/conmon
-	install -D -m 0755 $(ctl) $(bindir)/conwardctl
-	install -D -m 0644 docs/man/conward.8 $(sharedir)/man/man8/conward.8
-	install -D -m 0644 contrib/systemd/conward@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/conward@.service
-	install -D -m 0644 completions/conward.bash $(sharedir)/bash-completion/completions/conward
-	install -D -m 0644 completions/conward.fish $(sharedir)/fish/vendor_completions.d/conward.fish
-	install -D -m 0644 completions/_conward $(sharedir)/zsh/site-functions/_conward
-	install -D -m 0644 docs/man/conwardctl.1 $(sharedir)/man/man1/conwardctl.1
-	install -D -m 0644 completions/conwardctl.bash $(sharedir)/bash-completion/completions/conwardctl
-	install -D -m 0644 completions/conwardctl.fish $(sharedir)/fish/vendor_completions.d/conwardctl.fish
-	install -D -m 0644 completions/_conwardctl $(sharedir)/zsh/site-functions/_conwardctl
+$(notices): Cargo.lock tools/notices
+	@mkdir -p $(@D)
+	tools/notices >$@.new
+	@mv $@.new $@
+
+# By rename: a program that runs keeps the file that it was started from, and nobody finds half a file.
+install: $(notices) ## Install below DESTDIR and PREFIX (default /usr)
+	@[ -f $(binary) ] && [ -f $(ctl) ] || $(MAKE) build
+	@set -e; for entry in $(files); do \
+		place="$(DESTDIR)$(PREFIX)/$${entry##*:}"; mode=$${entry%%:*}; file=$${entry#*:}; \
+		mkdir -p "$${place%/*}"; \
+		install -m "$$mode" "$${file%:*}" "$$place.new"; \
+		mv -fT "$$place.new" "$$place"; \
+	done
+	@echo "installed below $(DESTDIR)$(PREFIX); running monitors stay as they are until: conwardctl upgrade --all"
+
+uninstall: ## Remove what install has installed; running monitors go on
+	@set -e; for entry in $(files); do rm -f "$(DESTDIR)$(PREFIX)/$${entry##*:}"; done
+	@for dir in $(own_dirs); do rmdir "$(DESTDIR)$(PREFIX)/$$dir" 2>/dev/null || true; done
+
+deb: build $(notices) ## Build target/packages/*.deb
+	tools/deb $(VERSION)
+
+rpm: build $(notices) ## Build target/packages/*.rpm; ARGS=--source compiles within rpmbuild, --vendored with packed crates
+	tools/rpm $(VERSION) $(ARGS)
