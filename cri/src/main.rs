@@ -1,0 +1,3 @@
+//! `conward-cri`: see conward-cri(8).
+
+fn main() {}
