@@ -4,6 +4,9 @@
 pub mod config;
 pub mod container;
 pub mod error;
+pub mod monitor;
+pub mod names;
+pub mod state;
 pub mod image;
 pub mod network;
 pub mod sandbox;
