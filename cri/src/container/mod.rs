@@ -1,1 +1,209 @@
-//! TODO
+//! Containers: a file per verb of the CRI, and what a container is.
+
+mod attach;
+mod create;
+mod end;
+mod exec;
+mod facts;
+mod list;
+mod log;
+mod remove;
+pub mod restore;
+pub mod spec;
+mod start;
+pub mod stats;
+mod status;
+mod stop;
+mod update;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::error::{Error, Result};
+use crate::state;
+
+pub use attach::attach;
+pub use create::create;
+pub use exec::{exec, exec_sync};
+pub use list::{Filter, list, matching};
+pub use log::reopen_log;
+pub use remove::remove;
+pub use start::start;
+pub use status::{reason, status};
+pub use stop::stop;
+pub use update::update;
+
+/// What does not change after the creation. The request is kept as it came, so that labels and annotations go back byte
+/// for byte.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Record {
+    pub id: String,
+    pub pod: String,
+    pub config: ContainerConfig,
+    pub image_id: String,
+    /// The digest form, as the kubelet wants it.
+    pub image_ref: String,
+    pub handler: String,
+    /// Nanoseconds since 1970.
+    pub created_at: i64,
+    pub log_path: Option<PathBuf>,
+    /// What asks the container to end.
+    pub stop_signal: i32,
+    pub uid: i64,
+    pub gid: i64,
+    pub groups: Vec<i64>,
+}
+
+/// What changes.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct State {
+    pub phase: Phase,
+    pub pid: i32,
+    /// When the start was asked of the runtime, in nanoseconds since 1970; 0: never.
+    pub started_at: i64,
+    pub finished_at: i64,
+    pub exit_code: Option<i32>,
+    pub oom_killed: bool,
+    /// Why, for people.
+    pub message: String,
+    /// As changed by an update.
+    pub resources: Option<LinuxContainerResources>,
+    /// Mounts, the runtime's state and what else was left are gone.
+    pub clean: bool,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub enum Phase {
+    /// Being made; after a crash it is unmade.
+    Creating,
+    Created,
+    Running,
+    Exited,
+    /// Its process is there and its monitor is not, so that nobody will know how it ends.
+    Lost,
+}
+
+#[derive(Debug)]
+pub struct Container {
+    pub record: Record,
+    state: Mutex<State>,
+    /// True when the container's process has ended.
+    pub ended: watch::Sender<bool>,
+    /// One change at a time; never held while somebody waits for an end.
+    pub turn: tokio::sync::Mutex<()>,
+    dirs: Dirs,
+}
+
+/// Where a container's files are.
+#[derive(Clone, Debug)]
+pub struct Dirs {
+    /// What survives a reboot.
+    pub root: PathBuf,
+    /// The bundle.
+    pub run: PathBuf,
+}
+
+impl Dirs {
+    pub fn new(config: &crate::config::Config, id: &str) -> Dirs {
+        Dirs { root: config.root.join("containers").join(id), run: config.run.join("containers").join(id) }
+    }
+
+    pub fn rootfs(&self) -> PathBuf {
+        self.run.join("rootfs")
+    }
+}
+
+const RECORD: &str = "container.json";
+const STATE: &str = "state.json";
+
+impl Container {
+    /// Takes note of a container that is to be made, before anything is made.
+    pub fn begin(record: Record, dirs: Dirs) -> Result<Container> {
+        use crate::error::Context;
+        std::fs::create_dir_all(&dirs.root).context(|| format!("Failed to make {}", dirs.root.display()))?;
+        let state = State {
+            phase: Phase::Creating,
+            pid: 0,
+            started_at: 0,
+            finished_at: 0,
+            exit_code: None,
+            oom_killed: false,
+            message: String::new(),
+            resources: None,
+            clean: false,
+        };
+        state::write(&dirs.root.join(STATE), &state)?;
+        state::write(&dirs.root.join(RECORD), &record)?;
+        Ok(Container::new(record, state, dirs))
+    }
+
+    /// Reads a container's files.
+    pub fn load(dirs: Dirs) -> Result<Container> {
+        let record = state::read(&dirs.root.join(RECORD))?;
+        let state = state::read(&dirs.root.join(STATE))?;
+        Ok(Container::new(record, state, dirs))
+    }
+
+    fn new(record: Record, state: State, dirs: Dirs) -> Container {
+        let ended = watch::Sender::new(matches!(state.phase, Phase::Exited));
+        Container { record, state: Mutex::new(state), ended, turn: tokio::sync::Mutex::default(), dirs }
+    }
+
+    pub fn id(&self) -> &str {
+        &self.record.id
+    }
+
+    /// The bundle.
+    pub fn bundle(&self) -> &Path {
+        &self.dirs.run
+    }
+
+    pub fn dirs(&self) -> &Dirs {
+        &self.dirs
+    }
+
+    pub fn state(&self) -> State {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the state; it is on the disk when this returns.
+    pub fn change(&self, change: impl FnOnce(&mut State)) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = state.clone();
+        change(&mut next);
+        state::write(&self.dirs.root.join(STATE), &next)?;
+        *state = next;
+        Ok(())
+    }
+
+    /// What has a pid and answers.
+    pub fn running(&self) -> Result<State> {
+        let state = self.state();
+        match state.phase {
+            Phase::Running => Ok(state),
+            phase => Err(Error::Precondition(format!("Container {} is not running, it is {phase:?}", self.id()))),
+        }
+    }
+
+    /// Waits for the end of the container's process.
+    pub async fn wait_ended(&self) {
+        let mut ended = self.ended.subscribe();
+        // The sender lives as long as the container.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// By what no other container of the same pod goes.
+    pub fn name(&self) -> String {
+        name(&self.record.pod, &self.record.config)
+    }
+}
+
+/// By what no other container of the same pod goes.
+pub fn name(pod: &str, config: &ContainerConfig) -> String {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    format!("{}_{}_{pod}", metadata.name, metadata.attempt)
+}

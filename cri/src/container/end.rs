@@ -1,0 +1,115 @@
+//! What happens when a container's process ends: taking note, telling, cleaning up. The order is that of their
+//! importance.
+
+use std::sync::Arc;
+
+use super::{Container, Phase};
+use crate::daemon::Daemon;
+use crate::error::Result;
+use crate::events::Kind;
+use crate::monitor::{self, Ended};
+use crate::{runtime, state};
+
+/// Follows a container whose process is there until it ends.
+pub fn watch(daemon: &Arc<Daemon>, container: Arc<Container>) {
+    let daemon = Arc::clone(daemon);
+    tokio::spawn(async move {
+        let ended = match daemon.monitors.wait(container.bundle()).await {
+            Some(ended) => Some(ended),
+            None => after_the_monitor(&daemon, &container).await,
+        };
+        daemon.monitors.forget(container.bundle());
+        if container.state().phase != Phase::Lost || ended.is_some() {
+            finish(&daemon, &container, ended).await;
+        }
+    });
+}
+
+/// The monitor is gone: it has left a record, or it was killed.
+async fn after_the_monitor(daemon: &Daemon, container: &Container) -> Option<Ended> {
+    if let Some(ended) = monitor::record(container.bundle()) {
+        return Some(ended);
+    }
+    let handler = daemon.handlers.named(&container.record.handler).ok()?;
+    let alive = matches!(handler.status(container.id()).await, Ok(Some(status)) if status != "stopped");
+    if alive {
+        tracing::error!(container = container.id(), "Its monitor is gone and its process is not");
+        let _ = container.change(|state| state.phase = Phase::Lost);
+    }
+    // It may have come meanwhile.
+    monitor::record(container.bundle())
+}
+
+/// Takes note of an end that somebody knows of, tells everybody, and cleans up.
+pub async fn finish(daemon: &Arc<Daemon>, container: &Arc<Container>, ended: Option<Ended>) {
+    let noted = container.change(|state| {
+        if state.phase == Phase::Exited {
+            return;
+        }
+        state.phase = Phase::Exited;
+        state.pid = 0;
+        state.exit_code = ended.as_ref().and_then(|ended| ended.code);
+        state.oom_killed = ended.as_ref().is_some_and(|ended| ended.oom_killed);
+        // The kubelet takes an end before the start for nonsense.
+        state.finished_at = ended.map_or_else(state::now, |ended| ended.finished_at).max(state.started_at);
+    });
+    if let Err(error) = noted {
+        tracing::error!(container = container.id(), "Failed to take note of the end: {error}");
+    }
+    container.ended.send_replace(true);
+    daemon.events.tell(Kind::Stopped, container.id(), &container.record.pod);
+    let _turn = container.turn.lock().await;
+    if let Err(error) = clean(daemon, container).await {
+        tracing::warn!(container = container.id(), "{error}");
+    }
+}
+
+/// Removes what only a running container needs: its cgroup, the runtime's state, the mount of its file system. May be
+/// repeated. The caller has the turn.
+pub async fn clean(daemon: &Daemon, container: &Container) -> Result<()> {
+    if container.state().clean {
+        return Ok(());
+    }
+    if let Ok(handler) = daemon.handlers.named(&container.record.handler) {
+        handler.delete(container.id()).await?;
+    }
+    let (id, rootfs) = (container.id().to_owned(), container.dirs().rootfs());
+    daemon.images_blocking(move |images| images.unmount(&id, &rootfs)).await?;
+    container.change(|state| state.clean = true)
+}
+
+/// Kills a container of which only this is known: its id. For what a crash has left.
+pub async fn destroy(daemon: &Daemon, container: &Container) -> Result<()> {
+    let handler = daemon.handlers.named(&container.record.handler)?;
+    for _ in 0..ROUNDS {
+        let strays = strays(container.id(), &[&daemon.monitor, &handler.path]);
+        handler.delete(container.id()).await?;
+        if strays == 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    clean(daemon, container).await
+}
+
+const ROUNDS: usize = 250;
+
+/// Kills the processes of these programs that have the id among their arguments; answers how many there were.
+fn strays(id: &str, programs: &[&std::path::Path]) -> usize {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return 0 };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let of_this = |pid: &i32| {
+        let Ok(exe) = std::fs::read_link(format!("/proc/{pid}/exe")) else { return false };
+        let Ok(words) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+        programs.iter().any(|program| same_file(&exe, program)) && words.split(|byte| *byte == 0).any(|word| word == id.as_bytes())
+    };
+    let strays: Vec<i32> = pids.filter(of_this).collect();
+    for pid in &strays {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL);
+    }
+    strays.len()
+}
+
+fn same_file(exe: &std::path::Path, program: &std::path::Path) -> bool {
+    exe == program || runtime::in_path(program).and_then(|path| path.canonicalize().ok()).is_some_and(|path| path == exe)
+}

@@ -1,0 +1,46 @@
+//! StartContainer.
+
+use std::sync::Arc;
+
+use super::{Container, Phase};
+use crate::daemon::Daemon;
+use crate::error::{Error, Result};
+use crate::events::Kind;
+use crate::state;
+
+/// Lets a created container run.
+pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
+    let container = daemon.container(id)?;
+    let _turn = container.turn.lock().await;
+    let phase = container.state().phase;
+    if phase != Phase::Created {
+        return Err(Error::Precondition(format!("Container {} cannot be started, it is {phase:?}", container.id())));
+    }
+    let handler = daemon.handlers.named(&container.record.handler)?;
+    // Before the runtime is asked: should this program die now, the time is known.
+    container.change(|state| state.started_at = state::now())?;
+    if let Err(error) = handler.start(container.id()).await {
+        failed(daemon, &container, &error).await;
+        return Err(error);
+    }
+    container.change(|state| {
+        if state.phase == Phase::Created {
+            state.phase = Phase::Running;
+        }
+    })?;
+    daemon.events.tell(Kind::Started, container.id(), &container.record.pod);
+    Ok(())
+}
+
+/// A container that could not be started will not be: it ends, and its status says why.
+async fn failed(daemon: &Arc<Daemon>, container: &Arc<Container>, error: &Error) {
+    let text = error.to_string();
+    if let Err(error) = container.change(|state| state.message.clone_from(&text)) {
+        tracing::warn!(container = container.id(), "{error}");
+    }
+    let Ok(handler) = daemon.handlers.named(&container.record.handler) else { return };
+    if let Err(error) = handler.delete(container.id()).await {
+        tracing::warn!(container = container.id(), "{error}");
+    }
+    container.wait_ended().await;
+}

@@ -1,0 +1,109 @@
+//! Everything that one server is: configuration, stores, tables, handles.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use crate::config::Config;
+use crate::container::{self, Container};
+use crate::error::{Context, Error, Result};
+use crate::events::Events;
+use crate::image::Store;
+use crate::monitor::Monitors;
+use crate::names::Names;
+use crate::network::Network;
+use crate::runtime::{self, Handlers};
+use crate::sandbox::{self, Pod};
+use crate::state::Table;
+use crate::streaming::Streaming;
+
+#[derive(Debug)]
+pub struct Daemon {
+    pub config: Config,
+    /// The program that stays with containers.
+    pub monitor: PathBuf,
+    pub handlers: Handlers,
+    /// Cgroups are made by systemd.
+    pub systemd: bool,
+    pub images: Arc<Store>,
+    pub network: Network,
+    pub monitors: Monitors,
+    pub pods: Table<Pod>,
+    pub containers: Table<Container>,
+    pub pod_names: Arc<Names>,
+    pub container_names: Arc<Names>,
+    pub events: Events,
+    /// Set once, when it listens.
+    pub streaming: OnceLock<Streaming>,
+}
+
+impl Daemon {
+    /// Opens the stores and takes over what is there: pods, containers, monitors.
+    pub async fn open(config: Config) -> Result<Arc<Daemon>> {
+        for dir in [&config.root, &config.run] {
+            std::fs::create_dir_all(dir).context(|| format!("Failed to make {}", dir.display()))?;
+        }
+        let systemd = runtime::uses_systemd(config.cgroup_driver);
+        let hybrid = !crate::cgroup::unified();
+        let daemon = Arc::new(Daemon {
+            monitor: runtime::find_monitor(&config)?,
+            handlers: Handlers::find(&config, systemd, hybrid).await?,
+            systemd,
+            images: Arc::new(Store::open(&config)?),
+            network: Network::new(&config)?,
+            monitors: Monitors::start()?,
+            pods: Table::default(),
+            containers: Table::default(),
+            pod_names: Arc::default(),
+            container_names: Arc::default(),
+            events: Events::default(),
+            streaming: OnceLock::new(),
+            config,
+        });
+        container::restore::restore(&daemon).await?;
+        sandbox::restore::restore(&daemon).await?;
+        Ok(daemon)
+    }
+
+    pub fn pod(&self, id: &str) -> Result<Arc<Pod>> {
+        self.pods.find(id).ok_or_else(|| Error::missing("pod", id))
+    }
+
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        self.containers.find(id).ok_or_else(|| Error::missing("container", id))
+    }
+
+    /// All containers of a pod, whatever their state.
+    pub fn containers_of(&self, pod: &str) -> Vec<Arc<Container>> {
+        let mut all = self.containers.all();
+        all.retain(|container| container.record.pod == pod);
+        all.sort_by_key(|container| container.record.created_at);
+        all
+    }
+
+    /// The parent of the cgroups of a pod for which nobody has made one.
+    pub fn own_cgroup_parent(&self, pod: &str) -> String {
+        if self.systemd { "system.slice".to_owned() } else { format!("/conward/{pod}") }
+    }
+
+    /// Does something that waits for disks or children, on a thread for such things.
+    pub async fn blocking<T, F>(self: &Arc<Daemon>, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Daemon) -> Result<T> + Send + 'static,
+    {
+        let daemon = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || work(&daemon)).await;
+        done.unwrap_or_else(|error| Err(Error::failed(format!("Work broke off: {error}"))))
+    }
+
+    /// The same for work that needs only the images.
+    pub async fn images_blocking<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Store) -> Result<T> + Send + 'static,
+    {
+        let images = Arc::clone(&self.images);
+        let done = tokio::task::spawn_blocking(move || work(&images)).await;
+        done.unwrap_or_else(|error| Err(Error::failed(format!("Work broke off: {error}"))))
+    }
+}
