@@ -72,6 +72,11 @@ impl Daemon {
         self.containers.find(id).ok_or_else(|| Error::missing("container", id))
     }
 
+    /// Where streams are served.
+    pub fn streaming(&self) -> Result<&Streaming> {
+        self.streaming.get().ok_or_else(|| Error::Unavailable("Streams are not served yet".to_owned()))
+    }
+
     /// All containers of a pod, whatever their state.
     pub fn containers_of(&self, pod: &str) -> Vec<Arc<Container>> {
         let mut all = self.containers.all();

@@ -1,3 +1,130 @@
 //! `conward-cri`: see conward-cri(8).
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use conward_cri::config::{Config, LogFormat};
+use conward_cri::error::{Context, Error, Result};
+use conward_cri::{sandbox, serve};
+
+/// A small Kubernetes CRI server that runs one conward monitor per container.
+#[derive(Parser)]
+#[command(version, about)]
+struct Words {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Serve the CRI until SIGTERM; containers go on after that
+    Serve(Options),
+    /// Print the configuration that would be used, as TOML
+    Config {
+        #[command(flatten)]
+        options: Options,
+        /// The embedded defaults, whatever is configured
+        #[arg(long)]
+        default: bool,
+    },
+    /// Put an image into the store: a directory tree, or `busybox` for one made of this host's busybox
+    Import {
+        #[command(flatten)]
+        options: Options,
+        /// What to call it, such as localhost/demo:latest
+        name: String,
+        /// A directory, or the word busybox
+        tree: PathBuf,
+    },
+    /// Print a completion script
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Args)]
+struct Options {
+    /// Configuration instead of /etc/conward/cri.toml
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The CRI's socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// What survives a reboot: images, pods, containers
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// What does not: mounts, namespaces, bundles
+    #[arg(long, value_name = "DIR")]
+    run: Option<PathBuf>,
+    /// error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Registries that speak plain HTTP, in addition
+    #[arg(long, value_name = "HOST")]
+    insecure_registry: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    // A child that makes namespaces is this program, too; it has no options that are for people.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == sandbox::namespaces::PIN_WORD) {
+        return sandbox::namespaces::pin_main(words);
+    }
+    match run(Words::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("conward-cri: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: Words) -> Result<()> {
+    match words.verb {
+        Verb::Serve(options) => {
+            let config = options.load()?;
+            log_to_stderr(&config)?;
+            serve::run(config)
+        }
+        Verb::Config { default: true, .. } => print(&Config::default().to_toml()?),
+        Verb::Config { options, .. } => print(&options.load()?.to_toml()?),
+        Verb::Import { options, name, tree } => serve::import(&options.load()?, &name, &tree),
+        Verb::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Words::command(), "conward-cri", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+impl Options {
+    fn load(self) -> Result<Config> {
+        let mut config = Config::load(self.config.as_deref())?;
+        let replace = |old: &mut PathBuf, new: Option<PathBuf>| {
+            if let Some(new) = new {
+                *old = new;
+            }
+        };
+        replace(&mut config.socket, self.socket);
+        replace(&mut config.root, self.root);
+        replace(&mut config.run, self.run);
+        config.log_level = self.log_level.unwrap_or(config.log_level);
+        config.images.insecure_registries.extend(self.insecure_registry);
+        Ok(config)
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    std::io::stdout().write_all(text.as_bytes()).context(|| "Failed to write to stdout")
+}
+
+fn log_to_stderr(config: &Config) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)
+        .map_err(|error| Error::invalid(format!("Bad log_level {}: {error}", config.log_level)))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match config.log_format {
+        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}

@@ -59,6 +59,10 @@ impl Handlers {
         }
     }
 
+    pub fn names(&self) -> Vec<&str> {
+        self.0.iter().map(|handler| handler.name.as_str()).collect()
+    }
+
     /// By name; the empty name is the default's.
     pub fn named(&self, name: &str) -> Result<&Handler> {
         match name {
@@ -66,8 +70,7 @@ impl Handlers {
             name => self.0.iter().find(|handler| handler.name == name),
         }
         .ok_or_else(|| {
-            let known: Vec<&str> = self.0.iter().map(|handler| handler.name.as_str()).collect();
-            Error::invalid(format!("Unknown runtime handler {name:?}; there are {}", known.join(", ")))
+            Error::invalid(format!("Unknown runtime handler {name:?}; there are {}", self.names().join(", ")))
         })
     }
 }

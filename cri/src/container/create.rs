@@ -53,7 +53,7 @@ async fn make(daemon: &Arc<Daemon>, pod: &Arc<Pod>, config: ContainerConfig) -> 
     let container = Arc::new(Container::begin(record, Dirs::new(&daemon.config, &id))?);
     match set_up(daemon, pod, &container, &image).await {
         Ok(record) => {
-            let container = Arc::new(Container::with_record(&container, record));
+            let container = Arc::new(container.with_record(record));
             daemon.containers.insert(&id, Arc::clone(&container));
             end::watch(daemon, Arc::clone(&container));
             daemon.events.tell(Kind::Created, &id, pod.id());

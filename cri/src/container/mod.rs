@@ -28,7 +28,7 @@ use crate::state;
 
 pub use attach::attach;
 pub use create::create;
-pub use exec::{exec, exec_sync};
+pub use exec::{Wish, exec, exec_sync};
 pub use list::{Filter, list, matching};
 pub use log::reopen_log;
 pub use remove::remove;
@@ -151,6 +151,11 @@ impl Container {
     fn new(record: Record, state: State, dirs: Dirs) -> Container {
         let ended = watch::Sender::new(matches!(state.phase, Phase::Exited));
         Container { record, state: Mutex::new(state), ended, turn: tokio::sync::Mutex::default(), dirs }
+    }
+
+    /// The same container with what its set-up found out.
+    fn with_record(&self, record: Record) -> Container {
+        Container::new(record, self.state(), self.dirs.clone())
     }
 
     pub fn id(&self) -> &str {

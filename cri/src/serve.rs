@@ -1,0 +1,86 @@
+//! From a configuration to a server that answers, and to its end.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::Config;
+use crate::daemon::Daemon;
+use crate::error::{Context, Result};
+use crate::streaming::{self, Streaming};
+use crate::{container, image, metrics, sandbox, server};
+
+/// Serves until SIGTERM or SIGINT. Containers and their monitors go on.
+pub fn run(config: Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(1 << 20)
+        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .enable_all()
+        .build()
+        .context(|| "Failed to start threads")?;
+    let served = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    served
+}
+
+/// Pods and containers that are made at the same time.
+const BLOCKING_THREADS: usize = 16;
+
+async fn serve(config: Config) -> Result<()> {
+    let listener = server::listen(&config.socket)?;
+    let socket = config.socket.clone();
+    let daemon = Daemon::open(config).await?;
+    let streams = Streaming::start(&daemon.config.streaming, Arc::new(Streams(Arc::clone(&daemon)))).await?;
+    tracing::info!(address = %streams.address(), "streaming");
+    let _ = daemon.streaming.set(streams);
+    metrics::serve(&daemon).await?;
+    tracing::info!(socket = %socket.display(), runtimes = ?daemon.handlers.names(), "serving");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut term = signal(SignalKind::terminate()).context(|| "Failed to catch SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context(|| "Failed to catch SIGINT")?;
+    let stop = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        tracing::info!("stopping; containers go on");
+    };
+    server::serve(daemon, listener, stop).await?;
+    let _ = std::fs::remove_file(socket);
+    Ok(())
+}
+
+/// Puts a directory into the store as an image.
+pub fn import(config: &Config, name: &str, tree: &Path) -> Result<()> {
+    let store = image::Store::open(config)?;
+    match tree.to_str() {
+        Some("busybox") => image::busybox(&store, name),
+        _ => image::import_tree(&store, name, tree),
+    }
+    .map(drop)
+}
+
+/// What streams are connected to.
+#[derive(Debug)]
+struct Streams(Arc<Daemon>);
+
+impl streaming::Backend for Streams {
+    fn exec(&self, request: streaming::ExecRequest, io: streaming::Io) -> streaming::Future<Result<i32>> {
+        let daemon = Arc::clone(&self.0);
+        let wish = container::Wish { command: request.command, terminal: request.tty, stdin: request.stdin };
+        Box::pin(async move { container::exec(&daemon, &request.container, wish, io).await })
+    }
+
+    fn attach(&self, request: streaming::AttachRequest, io: streaming::Io) -> streaming::Future<Result<()>> {
+        let daemon = Arc::clone(&self.0);
+        Box::pin(async move { container::attach(&daemon, &request.container, io).await })
+    }
+
+    fn netns(&self, pod: &str) -> Result<Option<std::path::PathBuf>> {
+        sandbox::netns(&*self.0.pod(pod)?)
+    }
+}

@@ -1,0 +1,54 @@
+//! The two gRPC services: requests in, the domain called, answers out.
+
+mod convert;
+mod images;
+mod runtime;
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use k8s_cri::v1::image_service_server::ImageServiceServer;
+use k8s_cri::v1::runtime_service_server::RuntimeServiceServer;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::daemon::Daemon;
+use crate::error::{Context, Error, Result};
+
+/// What clients of the CRI take and send in one message.
+const MESSAGE_MAX: usize = 16 << 20;
+
+/// Listens on the socket, in place of one that nobody listens on any more.
+pub fn listen(path: &Path) -> Result<UnixListener> {
+    let doing = || format!("Failed to listen on {}", path.display());
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).context(doing)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(Error::failed(format!("{}: another program listens there", doing())));
+    }
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).context(doing)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o660)).context(doing)?;
+    Ok(listener)
+}
+
+/// Serves until `stop` is done; calls that are under way are finished.
+pub async fn serve(daemon: Arc<Daemon>, listener: UnixListener, stop: impl Future<Output = ()>) -> Result<()> {
+    let service = Service(daemon);
+    let runtime = RuntimeServiceServer::new(service.clone());
+    let images = ImageServiceServer::new(service);
+    Server::builder()
+        .add_service(runtime.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX))
+        .add_service(images.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .await
+        .context(|| "The gRPC server ended")
+}
+
+/// Both services of one daemon.
+#[derive(Clone, Debug)]
+struct Service(Arc<Daemon>);
