@@ -1,0 +1,726 @@
+"""Every RPC of the CRI, called by an independent gRPC stack.
+
+    every_rpc.py [WORD...]     cases whose name contains one of the words; --list shows them, KEEP=1 keeps a failure's files
+
+Environment: CONWARD_CRI (program), CRI_PROTO (the CRI's definition). cri/tests/run starts it in namespaces of its own.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+
+from server import Server, Skip, check, main, refused, same, types, until
+
+CASES = []
+Code = grpc.StatusCode
+
+
+def case(run):
+    CASES.append(run)
+    return run
+
+
+@contextlib.contextmanager
+def setup(scratch):
+    api = types(os.environ["CRI_PROTO"], scratch)
+    server = Server(os.environ["CONWARD_CRI"], scratch, api)
+    server.import_busybox()
+    server.start()
+    try:
+        yield server
+        server.clear()
+        server.stop()
+    finally:
+        if server.process:
+            server.process.kill()
+
+
+# ------------------------------------------------------------ the server itself
+
+
+@case
+def version(s):
+    """Version: the kubelet's API version, and our name"""
+    answer = s.runtime.Version(s.types.VersionRequest())
+    same("answer", (answer.version, answer.runtime_name, answer.runtime_api_version), ("0.1.0", "conward", "v1"))
+
+
+@case
+def status(s):
+    """Status: both conditions, handlers, features; verbose"""
+    answer = s.runtime.Status(s.types.StatusRequest(verbose=True))
+    same("conditions", {c.type: c.status for c in answer.status.conditions}, {"RuntimeReady": True, "NetworkReady": True})
+    names = [handler.name for handler in answer.runtime_handlers]
+    check(names[0] == "" and len(names) >= 2, f"handlers: {names}")
+    check(answer.features.supplemental_groups_policy, "supplemental groups policy")
+    check(json.loads(answer.info["config"])["config"]["root"], "verbose info")
+
+
+@case
+def runtime_config(s):
+    """RuntimeConfig names the cgroup driver; UpdateRuntimeConfig is taken"""
+    driver = s.runtime.RuntimeConfig(s.types.RuntimeConfigRequest()).linux.cgroup_driver
+    same("driver", driver, s.types.CGROUPFS)
+    network = s.types.NetworkConfig(pod_cidr="10.99.0.0/24")
+    request = s.types.UpdateRuntimeConfigRequest(runtime_config=s.types.RuntimeConfig(network_config=network))
+    s.runtime.UpdateRuntimeConfig(request)
+
+
+@case
+def checkpoint(s):
+    """CheckpointContainer says clearly that it is not there"""
+    with refused(Code.UNIMPLEMENTED, "heckpoint"):
+        s.runtime.CheckpointContainer(s.types.CheckpointContainerRequest(container_id="x", location="/x"))
+
+
+# ------------------------------------------------------------ images
+
+
+@case
+def images(s):
+    """ListImages, ImageStatus by every kind of reference, ImageFsInfo"""
+    t = s.types
+    all_images = s.images.ListImages(t.ListImagesRequest()).images
+    (image,) = [image for image in all_images if "localhost/busybox:latest" in image.repo_tags]
+    check(image.size > 100_000, f"size {image.size}")
+    for reference in [image.id, "localhost/busybox", "localhost/busybox:latest", image.id.removeprefix("sha256:")]:
+        found = s.images.ImageStatus(t.ImageStatusRequest(image=t.ImageSpec(image=reference))).image
+        same(f"id by {reference}", found.id, image.id)
+    nothing = s.images.ImageStatus(t.ImageStatusRequest(image=t.ImageSpec(image="localhost/none")))
+    check(not nothing.HasField("image"), "an unknown image has no status")
+    wanted = t.ImageFilter(image=t.ImageSpec(image="localhost/busybox"))
+    same("filtered", [i.id for i in s.images.ListImages(t.ListImagesRequest(filter=wanted)).images], [image.id])
+    usage = s.images.ImageFsInfo(t.ImageFsInfoRequest()).image_filesystems[0]
+    check(pathlib.Path(usage.fs_id.mountpoint).exists() and usage.used_bytes.value > 100_000, f"{usage}")
+
+
+@case
+def image_removal(s):
+    """RemoveImage, twice; a container goes on without its image"""
+    t = s.types
+    name = s.import_busybox("localhost/other:1")
+    pod = s.host_pod("image-removal")
+    container = s.run(pod, "while :; do sleep 0.1; done", image=name)
+    for _ in range(2):
+        s.images.RemoveImage(t.RemoveImageRequest(image=t.ImageSpec(image=name)))
+    same("exec", s.exec(container, "cat", "/etc/passwd").exit_code, 0)
+    s.import_busybox()
+    s.remove_pod(pod)
+
+
+@case
+def pull_failures(s):
+    """PullImage: nobody there, no such name, a deadline of 1 ms"""
+    t = s.types
+    with refused(Code.UNKNOWN, "RegistryUnavailable", "127.0.0.1:1"):
+        s.images.PullImage(t.PullImageRequest(image=t.ImageSpec(image="127.0.0.1:1/x:y")), timeout=60)
+    with refused(Code.INVALID_ARGUMENT):
+        s.images.PullImage(t.PullImageRequest(image=t.ImageSpec(image="Not A Name")), timeout=60)
+    with refused(Code.DEADLINE_EXCEEDED):
+        s.images.PullImage(t.PullImageRequest(image=t.ImageSpec(image="127.0.0.1:1/x:z")), timeout=0.001)
+
+
+# ------------------------------------------------------------ pods
+
+
+@case
+def pod_life(s):
+    """Run, status, list, stop, remove; each of the last two again"""
+    t = s.types
+    config = s.pod_config("life", labels={"a": "b", "io.kubernetes.x": "ÿ"}, annotations={"n": "1\n2"})
+    pod = s.runtime.RunPodSandbox(t.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    answer = s.runtime.PodSandboxStatus(t.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True))
+    same("state", answer.status.state, t.SANDBOX_READY)
+    same("labels", dict(answer.status.labels), dict(config.labels))
+    same("annotations", dict(answer.status.annotations), dict(config.annotations))
+    check(re.fullmatch(r"10\.\d+\.\d+\.\d+", answer.status.network.ip), f"address {answer.status.network.ip!r}")
+    check(json.loads(answer.info["info"])["config"], "verbose info")
+    selector = t.PodSandboxFilter(label_selector={"a": "b"})
+    found = s.runtime.ListPodSandbox(t.ListPodSandboxRequest(filter=selector)).items
+    same("by label", [item.id for item in found], [pod])
+    for _ in range(2):
+        s.runtime.StopPodSandbox(t.StopPodSandboxRequest(pod_sandbox_id=pod))
+    state = s.runtime.PodSandboxStatus(t.PodSandboxStatusRequest(pod_sandbox_id=pod)).status.state
+    same("state", state, t.SANDBOX_NOTREADY)
+    for _ in range(2):
+        s.runtime.RemovePodSandbox(t.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    with refused(Code.NOT_FOUND, pod):
+        s.runtime.PodSandboxStatus(t.PodSandboxStatusRequest(pod_sandbox_id=pod))
+
+
+@case
+def pod_again(s):
+    """The same name: a retry joins, a second one is refused"""
+    t = s.types
+    config = s.pod_config("again")
+    request = t.RunPodSandboxRequest(config=config)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        ids = {future.result().pod_sandbox_id for future in [pool.submit(s.runtime.RunPodSandbox, request) for _ in range(4)]}
+    same("pods made", len(ids), 1)
+    with refused(Code.ALREADY_EXISTS, "again"):
+        s.runtime.RunPodSandbox(request)
+    s.remove_pod(ids.pop())
+    s.remove_pod(s.runtime.RunPodSandbox(request).pod_sandbox_id)
+
+
+@case
+def pod_namespaces(s):
+    """POD, CONTAINER and NODE for network, pid and ipc; hostname; no pause process"""
+    t = s.types
+    pod = s.pod("spaces", hostname="some-host")
+    first = s.run(pod, "exec sleep 1000", name="first")
+    second = s.run(pod, "exec sleep 1000", name="second")
+    links = {name: {kind: s.exec(c, "readlink", f"/proc/self/ns/{kind}").stdout for kind in ["net", "ipc", "uts", "mnt"]}
+             for name, c in [("first", first), ("second", second)]}
+    for kind in ["net", "ipc", "uts"]:
+        same(f"{kind} shared", links["first"][kind], links["second"][kind])
+        check(links["first"][kind].decode().strip() != os.readlink(f"/proc/self/ns/{kind}"), f"{kind} of its own")
+    check(links["first"]["mnt"] != links["second"]["mnt"], "mounts of their own")
+    same("hostname", s.exec(first, "hostname").stdout, b"some-host\n")
+    host = s.host_pod("spaces-host", pid=t.NODE, ipc=t.NODE)
+    on_host = s.run(host, "exec sleep 1000")
+    for kind in ["net", "ipc", "pid"]:
+        seen = s.exec(on_host, "readlink", f"/proc/self/ns/{kind}").stdout.decode().strip()
+        same(f"{kind} of the host", seen, os.readlink(f"/proc/self/ns/{kind}"))
+    s.remove_pod(pod)
+    s.remove_pod(host)
+
+
+@case
+def pod_pid_namespace(s):
+    """A pid namespace for the whole pod, and TARGET"""
+    t = s.types
+    pod = s.host_pod("pids", pid=t.POD)
+    first = s.run(pod, "exec sleep 1111", name="first")
+    second = s.run(pod, "exec sleep 2222", name="second")
+    seen = s.exec(second, "ps", "-o", "args").stdout
+    check(b"sleep 1111" in seen and b"sleep 2222" in seen, f"both see each other: {seen!r}")
+    s.remove_pod(pod)
+    pod = s.host_pod("target")
+    first = s.run(pod, "exec sleep 3333", name="first")
+    context = t.LinuxContainerSecurityContext()
+    config = t.ContainerConfig(
+        metadata=t.ContainerMetadata(name="debug"), image=t.ImageSpec(image="localhost/busybox"),
+        command=["sleep", "4444"], log_path="debug.log", linux=t.LinuxContainerConfig(security_context=context))
+    config.linux.security_context.namespace_options.CopyFrom(
+        t.NamespaceOption(network=t.NODE, pid=t.TARGET, target_id=first))
+    second = s.runtime.CreateContainer(t.CreateContainerRequest(pod_sandbox_id=pod[0], config=config, sandbox_config=pod[1])).container_id
+    s.begin(second)
+    check(b"sleep 3333" in s.exec(second, "ps", "-o", "args").stdout, "the target's processes are seen")
+    s.remove_pod(pod)
+
+
+@case
+def pod_dns_and_sysctls(s):
+    """resolv.conf from the request; sysctls of the pod"""
+    t = s.types
+    dns = t.DNSConfig(servers=["10.1.2.3"], searches=["a.b", "c"], options=["ndots:5"])
+    linux = t.LinuxPodSandboxConfig(sysctls={"net.ipv4.ip_unprivileged_port_start": "77", "kernel.shm_rmid_forced": "1"})
+    pod = s.pod("dns", dns_config=dns, linux=linux)
+    container = s.run(pod, "exec sleep 1000")
+    text = s.exec(container, "cat", "/etc/resolv.conf").stdout.decode()
+    for line in ["nameserver 10.1.2.3", "search a.b c", "options ndots:5"]:
+        check(line in text, f"{line!r} in {text!r}")
+    same("net sysctl", s.exec(container, "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start").stdout, b"77\n")
+    same("ipc sysctl", s.exec(container, "cat", "/proc/sys/kernel/shm_rmid_forced").stdout, b"1\n")
+    s.remove_pod(pod)
+
+
+@case
+def pod_ports(s):
+    """A host port leads to the container"""
+    t = s.types
+    pod = s.pod("ports", port_mappings=[t.PortMapping(container_port=80, host_port=18080)])
+    s.run(pod, ["sh", "-c", "mkdir /www; echo hello >/www/index.html; exec httpd -f -p 80 -h /www"])
+    address = s.runtime.PodSandboxStatus(t.PodSandboxStatusRequest(pod_sandbox_id=pod[0])).status.network.ip
+    for host, port in [(address, 80), ("127.0.0.1", 18080)]:
+        until(lambda: get(host, port), f"{host}:{port} answers")
+        check(b"hello" in get(host, port), f"{host}:{port}")
+    s.remove_pod(pod)
+    check(not get("127.0.0.1", 18080), "the port is free again")
+
+
+def get(host, port):
+    with contextlib.suppress(OSError):
+        with socket.create_connection((host, port), 2) as link:
+            link.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
+            data = b""
+            while chunk := link.recv(4096):
+                data += chunk
+            return data
+
+
+@case
+def pod_refusals(s):
+    """Unknown handler, missing names"""
+    t = s.types
+    with refused(Code.INVALID_ARGUMENT, "nonsense"):
+        s.pod("handler", "nonsense")
+    with refused(Code.INVALID_ARGUMENT, "metadata"):
+        s.runtime.RunPodSandbox(t.RunPodSandboxRequest(config=t.PodSandboxConfig()))
+    same("left behind", [pod.metadata.name for pod in s.pods() if pod.metadata.name == "handler"], [])
+
+
+@case
+def handlers(s):
+    """runc and crun as handlers, each with a container"""
+    known = {handler.name for handler in s.runtime.Status(s.types.StatusRequest()).runtime_handlers} - {""}
+    for name in ["runc", "crun"]:
+        if name not in known:
+            raise Skip(f"{name} is not installed")
+        pod = s.host_pod(f"handler-{name}", name)
+        same("handler", [p.runtime_handler for p in s.pods() if p.id == pod[0]], [name])
+        same("exit code", s.ended(s.run(pod, "exit 7")).exit_code, 7)
+        s.remove_pod(pod)
+
+
+# ------------------------------------------------------------ containers
+
+
+@case
+def container_life(s):
+    """Created, running, exited, gone; times, exit code, reasons"""
+    t = s.types
+    pod = s.host_pod("life")
+    container = s.create(pod, "trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done", labels={"k": "v"})
+    status = s.status(container)
+    same("state", (status.state, status.started_at, status.finished_at), (t.CONTAINER_CREATED, 0, 0))
+    same("labels", dict(status.labels), {"k": "v"})
+    s.begin(container)
+    status = s.status(container)
+    same("state", status.state, t.CONTAINER_RUNNING)
+    check(status.started_at >= status.created_at, "started after created")
+    until(lambda: s.said(container) == b"up\n", "it says something")
+    s.end(container, 10)
+    status = s.status(container)
+    same("end", (status.state, status.exit_code, status.reason), (t.CONTAINER_EXITED, 9, "Error"))
+    check(status.finished_at >= status.started_at > 0, "finished after started")
+    for _ in range(2):
+        s.remove(container)
+    with refused(Code.NOT_FOUND, container):
+        s.status(container)
+    well = s.ended(s.run(pod, "exit 0", name="well"))
+    same("end", (well.exit_code, well.reason), (0, "Completed"))
+    s.remove_pod(pod)
+
+
+@case
+def container_kill(s):
+    """Stop with timeout 0, and of one that ignores the signal"""
+    pod = s.host_pod("kill")
+    container = s.run(pod, "exec sleep 1000", name="at-once")
+    s.end(container, 0)
+    same("exit code", s.status(container).exit_code, 137)
+    stubborn = s.run(pod, "trap '' TERM; echo up; while :; do sleep 0.05; done", name="stubborn")
+    until(lambda: s.said(stubborn), "it runs")
+    began = time.monotonic()
+    s.end(stubborn, 1)
+    check(0.9 < time.monotonic() - began < 10, "killed after the timeout")
+    same("exit code", s.status(stubborn).exit_code, 137)
+    s.end(stubborn, 1)
+    s.remove_pod(pod)
+
+
+@case
+def container_stop_is_shortened(s):
+    """A second stop shortens the first; status, logs, exec and reopening go on meanwhile"""
+    t = s.types
+    pod = s.host_pod("shorten")
+    container = s.run(pod, "trap '' TERM; echo up; while :; do sleep 0.05; done")
+    until(lambda: s.said(container), "it runs")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        long = pool.submit(s.end, container, 50)
+        time.sleep(0.3)
+        began = time.monotonic()
+        same("state", s.status(container).state, t.CONTAINER_RUNNING)
+        same("exec", s.exec(container, "true").exit_code, 0)
+        s.runtime.ReopenContainerLog(t.ReopenContainerLogRequest(container_id=container), timeout=5)
+        s.end(container, 0)
+        long.result(10)
+        check(time.monotonic() - began < 8, "all at once")
+    s.remove_pod(pod)
+
+
+@case
+def container_unknown(s):
+    """Unknown ids: stop and remove succeed, everything else says not found"""
+    t = s.types
+    s.end("nobody")
+    s.remove("nobody")
+    s.remove_pod("nobody")
+    for call in [lambda: s.begin("nobody"), lambda: s.status("nobody"), lambda: s.exec("nobody", "true"),
+                 lambda: s.runtime.ReopenContainerLog(t.ReopenContainerLogRequest(container_id="nobody")),
+                 lambda: s.runtime.ContainerStats(t.ContainerStatsRequest(container_id="nobody")),
+                 lambda: s.runtime.PodSandboxStats(t.PodSandboxStatsRequest(pod_sandbox_id="nobody")),
+                 lambda: s.runtime.Exec(t.ExecRequest(container_id="nobody", cmd=["true"], stdout=True)),
+                 lambda: s.runtime.Attach(t.AttachRequest(container_id="nobody", stdout=True)),
+                 lambda: s.runtime.PortForward(t.PortForwardRequest(pod_sandbox_id="nobody"))]:
+        with refused(Code.NOT_FOUND, "nobody"):
+            call()
+
+
+@case
+def container_again(s):
+    """The same name at the same time: one container"""
+    pod = s.host_pod("same")
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        ids = {future.result() for future in [pool.submit(s.create, pod, "exit 0") for _ in range(3)]}
+    same("containers made", len(ids), 1)
+    with refused(Code.ALREADY_EXISTS, "main"):
+        s.create(pod, "exit 0")
+    s.remove_pod(pod)
+
+
+@case
+def container_failures(s):
+    """No such image, no such command: the runtime's own words, nothing left"""
+    pod = s.host_pod("failures")
+    with refused(Code.NOT_FOUND, "localhost/nothing"):
+        s.create(pod, "exit 0", image="localhost/nothing")
+    with refused(Code.UNKNOWN, "/no/such/program"):
+        s.run(pod, ["/no/such/program"], name="missing")
+    left = [c.metadata.name for c in s.containers() if c.pod_sandbox_id == pod[0]]
+    check(left in ([], ["missing"]), f"left: {left}")
+    s.remove_pod(pod)
+
+
+@case
+def container_process(s):
+    """Environment, directory, arguments, users, capabilities, read-only root, no new privileges"""
+    t = s.types
+    pod = s.host_pod("process")
+    context = t.LinuxContainerSecurityContext(
+        run_as_user=t.Int64Value(value=1234), run_as_group=t.Int64Value(value=4321), supplemental_groups=[55],
+        readonly_rootfs=True, no_new_privs=True, capabilities=t.Capability(drop_capabilities=["ALL"]))
+    container = s.run(
+        pod, ["sh", "-c", "echo $KEY $(pwd) $(id -u):$(id -g) $(id -G)", "--"], working_dir="/tmp",
+        envs=[t.KeyValue(key="KEY", value="a b")], linux=t.LinuxContainerConfig(security_context=context), name="user")
+    s.ended(container)
+    same("what it sees", s.said(container), b"a b /tmp 1234:4321 4321 55\n")
+    user = s.status(container).user.linux
+    same("user", (user.uid, user.gid, 55 in user.supplemental_groups), (1234, 4321, True))
+    quiet = s.run(pod, "touch /x; echo $?; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status", name="locked",
+                  linux=t.LinuxContainerConfig(security_context=context))
+    s.ended(quiet)
+    text = s.said(quiet, "stdout").decode()
+    for line in ["1\n", "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"]:
+        check(line in text, f"{line!r} in {text!r}")
+    with refused(Code.INVALID_ARGUMENT, "run_as_group"):
+        s.create(pod, "exit 0", name="group", linux=t.LinuxContainerConfig(
+            security_context=t.LinuxContainerSecurityContext(run_as_group=t.Int64Value(value=1))))
+    s.remove_pod(pod)
+
+
+@case
+def container_privileged(s):
+    """A privileged container has all capabilities and no seccomp filter"""
+    t = s.types
+    options = t.NamespaceOption(network=t.NODE, pid=t.CONTAINER)
+    linux = t.LinuxPodSandboxConfig(
+        security_context=t.LinuxSandboxSecurityContext(namespace_options=options, privileged=True))
+    pod = s.pod("privileged", linux=linux)
+    container = s.run(pod, "grep -E 'CapEff|Seccomp:' /proc/self/status; ls /dev/mem /dev/kmsg; mount -t tmpfs x /mnt && echo may",
+                      linux=t.LinuxContainerConfig(security_context=t.LinuxContainerSecurityContext(privileged=True)))
+    s.ended(container)
+    text = s.said(container).decode()
+    check("Seccomp:\t0" in text and "may" in text, text)
+    s.remove_pod(pod)
+
+
+@case
+def container_mounts(s):
+    """Host paths, read-only, made when missing; told in the status"""
+    t = s.types
+    pod = s.host_pod("mounts")
+    there = s.dir / "there"
+    there.mkdir(exist_ok=True)
+    (there / "file").write_text("data")
+    mounts = [t.Mount(container_path="/rw", host_path=str(there)),
+              t.Mount(container_path="/ro", host_path=str(there), readonly=True),
+              t.Mount(container_path="/made", host_path=str(s.dir / "made/for/it"))]
+    container = s.run(pod, "cat /ro/file; touch /ro/x 2>/dev/null || echo no; echo new >/rw/out; ls -d /made", mounts=mounts)
+    s.ended(container)
+    same("what it sees", s.said(container, "stdout"), b"datano\n/made\n")
+    same("on the host", (there / "out").read_text(), "new\n")
+    same("mounts in the status", [m.container_path for m in s.status(container).mounts], ["/rw", "/ro", "/made"])
+    s.remove_pod(pod)
+
+
+@case
+def container_memory(s):
+    """Out of memory: 137 and OOMKilled"""
+    t = s.types
+    pod = s.host_pod("memory")
+    linux = t.LinuxContainerConfig(resources=t.LinuxContainerResources(memory_limit_in_bytes=16 << 20))
+    container = s.run(pod, ["sh", "-c", "x=a; while :; do x=$x$x; done"], linux=linux)
+    status = s.ended(container)
+    same("end", (status.exit_code, status.reason), (137, "OOMKilled"))
+    s.remove_pod(pod)
+
+
+@case
+def container_update(s):
+    """UpdateContainerResources: in the cgroup, and in the status"""
+    t = s.types
+    pod = s.host_pod("update")
+    linux = t.LinuxContainerConfig(resources=t.LinuxContainerResources(memory_limit_in_bytes=64 << 20, cpu_shares=100))
+    container = s.run(pod, "exec sleep 1000", linux=linux)
+    new = t.LinuxContainerResources(memory_limit_in_bytes=128 << 20)
+    s.runtime.UpdateContainerResources(t.UpdateContainerResourcesRequest(container_id=container, linux=new))
+    resources = s.status(container).resources.linux
+    same("status", (resources.memory_limit_in_bytes, resources.cpu_shares), (128 << 20, 100))
+    stats = s.runtime.ContainerStats(t.ContainerStatsRequest(container_id=container)).stats
+    check(100 << 20 < stats.memory.available_bytes.value <= 128 << 20, f"available: {stats.memory}")
+    s.remove_pod(pod)
+
+
+@case
+def container_log(s):
+    """The CRI's log format: both streams, partial lines, a terminal; reopening"""
+    t = s.types
+    pod = s.host_pod("log")
+    container = s.run(pod, "echo out; echo err >&2; printf partial; read -r x; echo after", stdin=True)
+    until(lambda: s.said(container).count(b"partial"), "all is said")
+    path = pathlib.Path(s.status(container).log_path)
+    stamp = rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}(Z|[+-]\d\d:\d\d) "
+    lines = sorted(re.sub(stamp, b"", line) for line in path.read_bytes().splitlines())
+    same("records", lines, [b"stderr F err", b"stdout F out", b"stdout P partial"])
+    path.rename(path.with_suffix(".old"))
+    s.runtime.ReopenContainerLog(t.ReopenContainerLogRequest(container_id=container))
+    check(path.exists(), "a new file")
+    s.end(container, 0)
+    with refused(Code.FAILED_PRECONDITION, "not running"):
+        s.runtime.ReopenContainerLog(t.ReopenContainerLogRequest(container_id=container))
+    tty = s.run(pod, "tty; stty size", name="tty", tty=True)
+    s.ended(tty)
+    check(b"/dev/" in s.said(tty), "a terminal")
+    s.remove_pod(pod)
+
+
+@case
+def container_lists(s):
+    """ListContainers by id, beginning of an id, pod, state, label; oldest first"""
+    t = s.types
+    pod = s.host_pod("lists")
+    made = s.create(pod, "exit 0", name="made", labels={"is": "made"})
+    runs = s.run(pod, "exec sleep 1000", name="runs", labels={"is": "running"})
+    over = s.run(pod, "exit 3", name="over")
+    s.ended(over)
+
+    def ids(**fields):
+        request = t.ListContainersRequest(filter=t.ContainerFilter(**fields))
+        return [c.id for c in s.runtime.ListContainers(request).containers]
+
+    same("by pod", ids(pod_sandbox_id=pod[0]), [made, runs, over])
+    same("by id", ids(id=runs), [runs])
+    same("by a beginning", ids(id=runs[:13]), [runs])
+    same("by state", ids(pod_sandbox_id=pod[0], state=t.ContainerStateValue(state=t.CONTAINER_EXITED)), [over])
+    same("by label", ids(label_selector={"is": "made"}), [made])
+    same("by a label that is not there", ids(label_selector={"is": "x"}), [])
+    same("status by a beginning", s.status(runs[:13]).id, runs)
+    s.remove_pod(pod)
+
+
+# ------------------------------------------------------------ exec and streams
+
+
+@case
+def exec_sync(s):
+    """ExecSync: exit code, both streams, user and environment of the container; not running"""
+    t = s.types
+    pod = s.host_pod("exec")
+    container = s.run(pod, "exec sleep 1000", envs=[t.KeyValue(key="A", value="b")])
+    answer = s.exec(container, "sh", "-c", "echo $A; echo err >&2; exit 42")
+    same("answer", (answer.exit_code, answer.stdout, answer.stderr), (42, b"b\n", b"err\n"))
+    with refused(Code.UNKNOWN, "/no/such"):
+        s.exec(container, "/no/such")
+    with refused(Code.INVALID_ARGUMENT):
+        s.exec(container)
+    s.end(container)
+    with refused(Code.FAILED_PRECONDITION, "not running"):
+        s.exec(container, "true")
+    s.remove_pod(pod)
+
+
+@case
+def exec_sync_limits(s):
+    """ExecSync: a timeout kills the whole tree; output is capped; a background child delays nothing"""
+    pod = s.host_pod("exec-limits")
+    container = s.run(pod, "exec sleep 1000")
+    began = time.monotonic()
+    with refused(Code.DEADLINE_EXCEEDED, "timed out"):
+        s.exec(container, "sh", "-c", "sleep 7777 & setsid sleep 8888 & sleep 9999", timeout=1)
+    check(time.monotonic() - began < 8, "in time")
+    left = s.exec(container, "ps", "-o", "args").stdout
+    check(b"7777" not in left and b"8888" not in left and b"9999" not in left, f"left: {left!r}")
+    answer = s.exec(container, "sh", "-c", "yes | head -c 40000000")
+    check(answer.exit_code == 0 and 1 << 20 < len(answer.stdout) <= 16 << 20, f"{len(answer.stdout)} bytes")
+    began = time.monotonic()
+    same("background", s.exec(container, "sh", "-c", "sleep 5 & echo done").stdout, b"done\n")
+    check(time.monotonic() - began < 4, "not waited for")
+    s.remove_pod(pod)
+
+
+@case
+def urls(s):
+    """Exec, Attach and PortForward answer with URLs on loopback that are good for once"""
+    t = s.types
+    pod = s.host_pod("urls")
+    container = s.run(pod, "exec sleep 1000")
+    answers = [s.runtime.Exec(t.ExecRequest(container_id=container, cmd=["true"], stdout=True)).url,
+               s.runtime.Attach(t.AttachRequest(container_id=container, stdout=True)).url,
+               s.runtime.PortForward(t.PortForwardRequest(pod_sandbox_id=pod[0], port=[80])).url]
+    for url, kind in zip(answers, ["exec", "attach", "portforward"]):
+        check(re.fullmatch(rf"http://127\.0\.0\.1:\d+/{kind}/[\w-]{{8,}}", url), url)
+    same("different", len(set(answers)), 3)
+    with refused(Code.INVALID_ARGUMENT):
+        s.runtime.Exec(t.ExecRequest(container_id=container, cmd=["true"]))
+    s.remove_pod(pod)
+
+
+# ------------------------------------------------------------ figures and events
+
+
+@case
+def stats(s):
+    """ContainerStats and PodSandboxStats, one and all, filtered"""
+    t = s.types
+    pod = s.pod("stats")
+    container = s.run(pod, "dd if=/dev/zero of=/file bs=1M count=3; while :; do :; done", labels={"x": "y"})
+    until(lambda: s.exec(container, "ls", "/file").exit_code == 0, "the file")
+
+    def own():
+        return s.runtime.ContainerStats(t.ContainerStatsRequest(container_id=container)).stats
+
+    before = own()
+    time.sleep(1)
+    after = own()
+    used = after.cpu.usage_core_nano_seconds.value - before.cpu.usage_core_nano_seconds.value
+    check(used > 100_000_000, f"cpu: {used}")
+    check(after.cpu.usage_nano_cores.value > 50_000_000, f"nano cores {after.cpu.usage_nano_cores.value}")
+    check(after.memory.working_set_bytes.value > 0 and after.memory.rss_bytes.value >= 0, "memory")
+    check(after.writable_layer.used_bytes.value > 3_000_000, f"writable layer: {after.writable_layer}")
+    same("attributes", (after.attributes.id, dict(after.attributes.labels)), (container, {"x": "y"}))
+    some = t.ContainerStatsFilter(label_selector={"x": "y"})
+    listed = s.runtime.ListContainerStats(t.ListContainerStatsRequest(filter=some)).stats
+    same("listed", [one.attributes.id for one in listed], [container])
+    check(s.runtime.ListContainerStats(t.ListContainerStatsRequest()).stats, "without a filter")
+    of_pod = s.runtime.PodSandboxStats(t.PodSandboxStatsRequest(pod_sandbox_id=pod[0])).stats
+    check(of_pod.linux.cpu.usage_core_nano_seconds.value > 0, "cpu of the pod")
+    same("interface", of_pod.linux.network.default_interface.name, "eth0")
+    check(of_pod.linux.process.process_count.value >= 1, "processes of the pod")
+    same("containers of the pod", [c.attributes.id for c in of_pod.linux.containers], [container])
+    listed = s.runtime.ListPodSandboxStats(t.ListPodSandboxStatsRequest()).stats
+    check(pod[0] in [one.attributes.id for one in listed], "listed")
+    s.remove_pod(pod)
+
+
+@case
+def metrics(s):
+    """ListMetricDescriptors and ListPodSandboxMetrics agree"""
+    t = s.types
+    pod = s.pod("metrics")
+    container = s.run(pod, "exec sleep 1000")
+    known = {d.name: len(d.label_keys) for d in s.runtime.ListMetricDescriptors(t.ListMetricDescriptorsRequest()).descriptors}
+    check("container_cpu_usage_seconds_total" in known, f"{sorted(known)}")
+    all_pods = s.runtime.ListPodSandboxMetrics(t.ListPodSandboxMetricsRequest()).pod_metrics
+    (own,) = [p for p in all_pods if p.pod_sandbox_id == pod[0]]
+    same("containers", [c.container_id for c in own.container_metrics], [container])
+    for metric in [*own.metrics, *own.container_metrics[0].metrics]:
+        same(f"labels of {metric.name}", len(metric.label_values), known[metric.name])
+    s.remove_pod(pod)
+
+
+@case
+def events(s):
+    """GetContainerEvents: a life as it happens, with the state of the whole pod"""
+    t = s.types
+    stream = s.runtime.GetContainerEvents(t.GetEventsRequest())
+    seen, lock = [], threading.Lock()
+
+    def listen():
+        with contextlib.suppress(grpc.RpcError):
+            for event in stream:
+                with lock:
+                    seen.append(event)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    time.sleep(0.3)
+    pod = s.host_pod("events")
+    container = s.run(pod, "exit 5")
+    s.ended(container)
+    s.remove(container)
+    s.remove_pod(pod)
+    kinds = [t.CONTAINER_CREATED_EVENT, t.CONTAINER_STARTED_EVENT, t.CONTAINER_STOPPED_EVENT, t.CONTAINER_DELETED_EVENT]
+    until(lambda: [e.container_event_type for e in seen if e.container_id == container] == kinds, "all four events")
+    stopped = [e for e in seen if e.container_id == container][2]
+    same("pod in the event", stopped.pod_sandbox_status.id, pod[0])
+    same("container in the event", [(c.id, c.exit_code) for c in stopped.containers_statuses], [(container, 5)])
+    stream.cancel()
+
+
+# ------------------------------------------------------------ a server that ends
+
+
+@case
+def restart(s):
+    """kill -9 and SIGTERM: containers go on, logs are whole, ends that happened meanwhile are known (C2)"""
+    t = s.types
+    pod = s.pod("restart")
+    runs = s.run(pod, "n=0; while :; do n=$((n+1)); echo $n; sleep 0.01; done", name="runs")
+    ends = s.run(pod, "sleep 1; exit 21", name="ends")
+    made = s.create(pod, "exit 4", name="made")
+    address = s.runtime.PodSandboxStatus(t.PodSandboxStatusRequest(pod_sandbox_id=pod[0])).status.network.ip
+    s.stop(signal.SIGKILL)
+    time.sleep(1.5)
+    s.start()
+    same("ended meanwhile", (s.ended(ends).exit_code, s.status(runs).state), (21, t.CONTAINER_RUNNING))
+    status = s.runtime.PodSandboxStatus(t.PodSandboxStatusRequest(pod_sandbox_id=pod[0])).status
+    same("pod", (status.state, status.network.ip), (t.SANDBOX_READY, address))
+    s.begin(made)
+    same("started by the next", s.ended(made).exit_code, 4)
+    same("SIGTERM", s.stop(), 0)
+    s.start()
+    same("exec", s.exec(runs, "echo", "x").stdout, b"x\n")
+    s.end(runs, 0)
+    numbers = [int(line) for line in s.said(runs).split()]
+    same("log", numbers, list(range(1, len(numbers) + 1)))
+    s.remove_pod(pod)
+
+
+@case
+def monitors(s):
+    """One single-threaded monitor per container, no pause process; the front end is small"""
+    pod = s.pod("tree")
+    names = ["one", "two"]
+    for name in names:
+        s.run(pod, "exec sleep 1000", name=name)
+    of_pod = [p for p in pathlib.Path("/proc").iterdir() if p.name.isdigit() and str(s.dir / "run").encode() in read(p / "cmdline")]
+    programs = sorted(pathlib.Path(os.readlink(p / "exe")).name for p in of_pod)
+    same("processes with the pod's directories", programs, ["conward", "conward"])
+    for process in of_pod:
+        same("threads", len(list((process / "task").iterdir())), 1)
+    s.remove_pod(pod)
+
+
+def read(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+if __name__ == "__main__":
+    sys.exit(main(CASES, setup))
