@@ -34,7 +34,7 @@ pub use log::reopen_log;
 pub use remove::remove;
 pub use start::start;
 pub use status::{reason, status};
-pub use stop::stop;
+pub use stop::{end_process, stop};
 pub use update::update;
 
 /// What does not change after the creation. The request is kept as it came, so that labels and annotations go back byte

@@ -25,13 +25,16 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::error::{Context, Result};
 use crate::network::{PodNetwork, PortMapping};
+
 use crate::state;
 
+pub use dns::Dns;
 pub use list::{Filter, list, matching};
 pub use port_forward::netns;
 pub use remove::remove;
 pub use run::run;
 pub use status::status;
+pub use stats::{Stats, stats};
 pub use stop::{stop, unmake};
 
 /// What does not change after the creation; the request is kept as it came.

@@ -35,7 +35,7 @@ pub fn image_info(image: &image::Image) -> HashMap<String, String> {
         "id": image.id,
         "layers": image.layers,
         "source": format!("{:?}", image.source),
-        "imageSpec": &*image.config,
+        "imageSpec": image.config,
     });
     HashMap::from([("info".to_owned(), info.to_string())])
 }
@@ -179,3 +179,7 @@ pub fn container_info(container: &Container) -> HashMap<String, String> {
     });
     HashMap::from([("info".to_owned(), info.to_string())])
 }
+pub fn container_stats(_: &Container, _: &container::stats::Stats) -> ContainerStats { todo!() }
+pub fn pod_stats(_: &Pod, _: &sandbox::Stats) -> PodSandboxStats { todo!() }
+pub fn metric_descriptors() -> Vec<MetricDescriptor> { todo!() }
+pub fn pod_metrics(_: &crate::daemon::Daemon, _: &Pod, _: &sandbox::Stats) -> PodSandboxMetrics { todo!() }

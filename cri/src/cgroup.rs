@@ -1,0 +1,3 @@
+use crate::error::Result;
+pub fn unified() -> bool { todo!() }
+pub fn remove(_: &str) -> Result<()> { todo!() }
