@@ -16,6 +16,9 @@ pub struct Names(Mutex<HashMap<String, Entry>>);
 /// Empty while the work goes on.
 type Made = watch::Receiver<Option<Result<String>>>;
 
+/// Where the result goes.
+type Teller = watch::Sender<Option<Result<String>>>;
+
 #[derive(Debug)]
 struct Entry {
     made: Made,
@@ -64,7 +67,7 @@ impl Names {
     }
 
     /// What is being made under this name, and, if nothing was before, the end to tell the result to.
-    fn enter(&self, name: &str) -> Result<(Made, Option<watch::Sender<Option<Result<String>>>>)> {
+    fn enter(&self, name: &str) -> Result<(Made, Option<Teller>)> {
         self.with(|table| match table.get(name) {
             None => {
                 let (sender, made) = watch::channel(None);

@@ -7,6 +7,9 @@ use super::{Container, Phase, end};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 
+/// SIGTERM.
+const TERM: u8 = 15;
+
 /// How long a killed container may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -37,7 +40,7 @@ pub async fn end_process(daemon: &Arc<Daemon>, container: &Arc<Container>, timeo
         Phase::Created | Phase::Running => {}
     }
     if phase == Phase::Running && !timeout.is_zero() {
-        let number = u8::try_from(container.record.stop_signal).unwrap_or(libc::SIGTERM as u8);
+        let number = u8::try_from(container.record.stop_signal).unwrap_or(TERM);
         let asked = daemon.monitors.call(container.bundle(), move |client| async move { client.signal(number).await });
         if let Err(error) = asked.await {
             tracing::debug!(container = container.id(), "{error}");
