@@ -180,7 +180,7 @@ async fn forward(backend: Arc<dyn Backend>, pod: String, port: u16, error: Strea
         whole = whole => whole,
         never = upload(input, to) => never,
         // Reset, or gone: nobody is left to tell.
-        () = life.ended() => return,
+        () = life.cut() => return,
     };
     match (end, output) {
         (Ok(()), Some(output)) => drop(output.finish().await),

@@ -82,7 +82,6 @@ impl Server {
         let http = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(REQUEST)
-            .keep_alive(false)
             .serve_connection(TokioIo::new(tcp), service)
             .with_upgrades();
         tokio::select! {
@@ -217,6 +216,8 @@ fn refuse(refusal: Refusal) -> Answer {
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(text.into()));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
     answer
 }

@@ -71,17 +71,19 @@ pub struct Output {
     id: u32,
     queue: mpsc::Sender<Out>,
     streams: Streams,
-    life: watch::Receiver<()>,
+    life: watch::Receiver<bool>,
 }
 
-/// Tells of the end of a stream.
+/// Tells of the early end of a stream.
 #[derive(Debug)]
-pub struct Life(watch::Receiver<()>);
+pub struct Life(watch::Receiver<bool>);
 
 impl Life {
-    /// Resolves when the client has reset the stream or has gone, or when the stream has ended in both directions.
-    pub async fn ended(&mut self) {
-        while self.0.changed().await.is_ok() {}
+    /// Resolves when the client has reset the stream, or has gone before both directions had ended.
+    pub async fn cut(&mut self) {
+        if self.0.wait_for(|done| *done).await.is_ok() {
+            std::future::pending().await
+        }
     }
 }
 
@@ -108,8 +110,8 @@ struct Open {
     input: Option<mpsc::Sender<Bytes>>,
     /// Whether our direction is open.
     output: bool,
-    /// Dropped with the stream.
-    _life: watch::Sender<()>,
+    /// Becomes true when both directions have ended; dropped before that by a reset.
+    life: watch::Sender<bool>,
 }
 
 impl Connection {
@@ -202,7 +204,7 @@ impl Output {
         sent
     }
 
-    /// Tells of the end of the stream while this is used.
+    /// Tells of an early end of the stream while this is used.
     pub fn life(&self) -> Life {
         Life(self.life.clone())
     }
@@ -223,6 +225,7 @@ impl Drop for Output {
         if let Some(open) = streams.get_mut(&self.id) {
             open.output = false;
             if open.input.is_none() {
+                open.life.send_replace(true);
                 streams.remove(&self.id);
             }
         }
@@ -311,8 +314,8 @@ impl Session {
             return self.put(Out::Reset { id, code: REFUSED_STREAM }).await;
         }
         let (sender, input) = mpsc::channel(self.patience.queue);
-        let (alive, life) = watch::channel(());
-        let open = Open { input: (!fin).then_some(sender), output: true, _life: alive };
+        let (alive, life) = watch::channel(false);
+        let open = Open { input: (!fin).then_some(sender), output: true, life: alive };
         lock(&self.streams).insert(id, open);
         let output = Output { id, queue: self.queue.clone(), streams: self.streams.clone(), life };
         // The reply goes first, so that nothing is sent on a stream before it.
@@ -373,6 +376,7 @@ impl Session {
         if let Some(open) = streams.get_mut(&id) {
             open.input = None;
             if !open.output {
+                open.life.send_replace(true);
                 streams.remove(&id);
             }
         }
