@@ -85,7 +85,8 @@ impl Socket {
         let (present, gone) = Gone::pair();
         let clock = Arc::new(Clock::default());
         let writer = tokio::spawn(write(sink, messages, clock.clone()));
-        let reader = Reader { dialect, inputs, patience, peer: ends.peer.clone(), clock: clock.clone() };
+        let (peer, back) = (ends.peer.clone(), queue.clone());
+        let reader = Reader { dialect, inputs, patience, peer, queue: back, clock: clock.clone() };
         let reader = tokio::spawn(async move {
             let (_present, reader) = (present, reader);
             tokio::select! {
@@ -152,9 +153,11 @@ fn farewell() -> Message {
 
 async fn write(mut sink: SplitSink<Web, Message>, mut messages: mpsc::Receiver<Message>, clock: Arc<Clock>) {
     while let Some(message) = messages.recv().await {
-        let last = message.is_close();
+        let (last, data) = (message.is_close(), message.is_binary() || message.is_text());
         let sent = if messages.is_empty() { sink.send(message).await } else { sink.feed(message).await };
-        clock.touch();
+        if data {
+            clock.touch();
+        }
         if let Err(error) = sent {
             tracing::debug!("Ending a WebSocket: {error}");
             return;
@@ -171,6 +174,7 @@ struct Reader {
     inputs: Vec<(u8, mpsc::Sender<Bytes>)>,
     patience: Option<Duration>,
     peer: Peer,
+    queue: mpsc::Sender<Message>,
     clock: Arc<Clock>,
 }
 
@@ -205,6 +209,8 @@ impl Reader {
             self.inputs.retain(|(input, _)| Some(input) != bytes.first());
             return true;
         }
+        // Nobody answers a pong.
+        let probe = || drop(self.queue.try_send(Message::Pong(Bytes::new())));
         while !bytes.is_empty() {
             let Some((_, input)) = self.inputs.iter().find(|(input, _)| *input == number) else { return true };
             let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
@@ -217,7 +223,7 @@ impl Reader {
             let kept = tokio::select! {
                 biased;
                 sent = input.send(chunk) => sent.is_ok(),
-                () = self.peer.left() => return false,
+                () = self.peer.left(&probe) => return false,
                 () = give_up => false,
             };
             if !kept {

@@ -10,7 +10,7 @@ use hyper::body::Bytes;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, interval, sleep, sleep_until};
 
 /// A connection that has left HTTP behind.
 #[derive(Debug)]
@@ -52,19 +52,34 @@ impl Peer {
     }
 
     /// Waits until the client has closed; begins to look after a second, since nearly every wait is shorter.
-    pub async fn left(&self) {
+    ///
+    /// A client's kernel cannot deliver the end while bytes before it are refused, but answers with a reset when something
+    /// comes for a socket that nobody has: hence `probe` is called now and then, and sends what means nothing.
+    pub async fn left(&self, probe: impl Fn()) {
         sleep(Duration::from_secs(1)).await;
         let watched = self.0.try_clone().map(std::net::TcpStream::from).and_then(TcpStream::from_std);
         let Ok(watched) = watched else { return std::future::pending().await };
-        while let Ok(ready) = watched.ready(Interest::READABLE).await {
-            if ready.is_read_closed() {
-                return;
+        let mut probing = interval(PROBE);
+        loop {
+            let ready = tokio::select! {
+                ready = watched.ready(Interest::READABLE) => ready,
+                _ = probing.tick() => {
+                    probe();
+                    continue;
+                }
+            };
+            if ready.is_ok_and(|ready| !ready.is_read_closed()) {
+                // There is data, which is not ours to read: waits for the next change.
+                let _ = watched.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+                continue;
             }
-            // There is data, which is not ours to read: waits for the next change.
-            let _ = watched.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
+            return;
         }
     }
 }
+
+/// How often a client is probed whose bytes are not read.
+const PROBE: Duration = Duration::from_secs(5);
 
 /// When data last went over a connection.
 #[derive(Debug)]

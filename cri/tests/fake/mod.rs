@@ -31,6 +31,7 @@ impl Fake {
     }
 
     /// Waits until something is noted.
+    #[allow(dead_code)]
     pub async fn saw(&self, note: &str) {
         for _ in 0..1000 {
             if self.notes.lock().unwrap().iter().any(|one| one == note) {

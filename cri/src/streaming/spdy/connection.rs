@@ -108,8 +108,10 @@ type Streams = Arc<Mutex<HashMap<u32, Open>>>;
 struct Open {
     /// Where its data goes, until the client or the taker ends it.
     input: Option<mpsc::Sender<Bytes>>,
-    /// Whether our direction is open.
+    /// Whether somebody may still send.
     output: bool,
+    /// Whether the client has been told that nobody does.
+    finished: bool,
     /// Becomes true when both directions have ended; dropped before that by a reset.
     life: watch::Sender<bool>,
 }
@@ -194,6 +196,9 @@ impl Output {
 
     /// Ends our direction.
     pub async fn finish(mut self) -> Result<(), Closed> {
+        if let Some(open) = lock(&self.streams).get_mut(&self.id) {
+            open.finished = true;
+        }
         self.put(Out::Data { id: self.id, fin: true, bytes: Bytes::new() }).await
     }
 
@@ -315,7 +320,7 @@ impl Session {
         }
         let (sender, input) = mpsc::channel(self.patience.queue);
         let (alive, life) = watch::channel(false);
-        let open = Open { input: (!fin).then_some(sender), output: true, life: alive };
+        let open = Open { input: (!fin).then_some(sender), output: true, finished: false, life: alive };
         lock(&self.streams).insert(id, open);
         let output = Output { id, queue: self.queue.clone(), streams: self.streams.clone(), life };
         // The reply goes first, so that nothing is sent on a stream before it.
@@ -354,10 +359,16 @@ impl Session {
                 None => std::future::pending().await,
             }
         };
+        // Not a ping, which a client would answer behind the very bytes that are not read, and not read on before.
+        let probe = || {
+            if lock(&self.streams).get(&id).is_some_and(|open| !open.finished) {
+                let _ = self.queue.try_send(Out::Data { id, fin: false, bytes: Bytes::new() });
+            }
+        };
         tokio::select! {
             // An error: whoever took has gone, and the rest is discarded.
             _ = sender.send(bytes) => Ok(()),
-            () = self.peer.left() => Err(End::Gone),
+            () = self.peer.left(probe) => Err(End::Gone),
             () = give_up => {
                 tracing::debug!("Resetting stream {id}: nobody takes its data");
                 lock(&self.streams).remove(&id);
@@ -413,7 +424,7 @@ async fn write_frames(
         let mut data = false;
         let mut end = false;
         for out in batch.drain(..) {
-            data |= matches!(out, Out::Data { .. });
+            data |= matches!(&out, Out::Data { bytes, .. } if !bytes.is_empty());
             end |= matches!(out, Out::End);
             encode(&mut encoder, out, &mut bytes);
         }

@@ -7,6 +7,8 @@ use super::{FIN, Headers, VERSION, kind};
 
 /// The first bytes of a zlib stream with a window of 32 KiB and a dictionary.
 const ZLIB: [u8; 2] = [0x78, 0x20];
+/// An empty block, as a sync flush ends with; Go's library hands out nothing before it.
+const FLUSH: [u8; 5] = [0, 0, 0, 0xff, 0xff];
 /// The most that a stored block holds.
 const STORED: usize = 0xffff;
 
@@ -74,7 +76,7 @@ impl Encoder {
         out.put_slice(bytes);
     }
 
-    /// The next part of the connection's zlib stream, which ends at the border of a byte as a flush would.
+    /// The next part of the connection's zlib stream.
     fn store(&mut self, headers: &Headers) -> Vec<u8> {
         let block = headers.block();
         let mut out = Vec::with_capacity(block.len() + 16);
@@ -92,6 +94,7 @@ impl Encoder {
             out.extend((!length).to_le_bytes());
             out.extend(part);
         }
+        out.extend(FLUSH);
         out
     }
 }
@@ -185,8 +188,8 @@ mod tests {
         assert_eq!(out[..], [0, 0, 0, 5, 1, 0, 0, 2, b'a', b'b']);
         out.clear();
         encoder.reply(3, &Headers::default(), &mut out);
-        let zlib = [0x78, 0x20, 0xe3, 0xc6, 0xa7, 0xc2, 0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0];
-        assert_eq!(out[..12], [0x80, 3, 0, 2, 0, 0, 0, 19, 0, 0, 0, 3]);
+        let zlib = [0x78, 0x20, 0xe3, 0xc6, 0xa7, 0xc2, 0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+        assert_eq!(out[..12], [0x80, 3, 0, 2, 0, 0, 0, 24, 0, 0, 0, 3]);
         assert_eq!(out[12..], zlib);
         out.clear();
         // The stream of zlib goes on: no second beginning.
