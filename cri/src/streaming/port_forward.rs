@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::spdy::{Connection, Output, Patience, Stream};
 use super::status::Language;
@@ -30,6 +30,8 @@ const MAX_HALVES: usize = 256;
 /// A connection whose other end reads nothing may hold up the others shortly, and new ones not until clients give up.
 const PATIENCE: Patience =
     Patience { alone: Some(Duration::from_secs(20)), shared: Some(Duration::from_secs(2)), queue: 32 };
+/// How long a port that sends no more may take to end altogether, before the client is told that all is well.
+const GRACE: Duration = Duration::from_millis(300);
 /// Bytes between a connection and the backend.
 const PIPE: usize = 64 * 1024;
 /// Read at a time.
@@ -156,7 +158,7 @@ fn purpose(stream: &Stream) -> Option<(String, u16, bool)> {
 
 async fn forward(backend: Arc<dyn Backend>, pod: String, port: u16, error: Stream, data: Stream) {
     let Stream { input, mut output, .. } = data;
-    let mut error = error.output;
+    let mut error = Some(error.output);
     let mut life = output.life();
     let (ours, theirs) = tokio::io::duplex(PIPE);
     let (from, to) = tokio::io::split(ours);
@@ -172,7 +174,17 @@ async fn forward(backend: Arc<dyn Backend>, pod: String, port: u16, error: Strea
             end = &mut run => (end, Some(down.await)),
             output = &mut down => {
                 let _ = output.finish().await;
-                (run.await, None)
+                let end = match timeout(GRACE, &mut run).await {
+                    Ok(end) => end,
+                    Err(_) => {
+                        // kubectl keeps its own connection open until the error stream has ended.
+                        if let Some(error) = error.take() {
+                            let _ = error.finish().await;
+                        }
+                        run.await
+                    }
+                };
+                (end, None)
             }
         }
     };
@@ -182,17 +194,17 @@ async fn forward(backend: Arc<dyn Backend>, pod: String, port: u16, error: Strea
         // Reset, or gone: nobody is left to tell.
         () = life.cut() => return,
     };
+    if let (Err(end), Some(error)) = (&end, &mut error) {
+        let _ = error.send(text(&pod, port, end).into()).await;
+    }
     match (end, output) {
         (Ok(()), Some(output)) => drop(output.finish().await),
-        (Ok(()), None) => {}
-        (Err(end), output) => {
-            let _ = error.send(text(&pod, port, &end).into()).await;
-            if let Some(output) = output {
-                let _ = output.reset().await;
-            }
-        }
+        (Err(_), Some(output)) => drop(output.reset().await),
+        (_, None) => {}
     }
-    let _ = error.finish().await;
+    if let Some(error) = error {
+        let _ = error.finish().await;
+    }
 }
 
 fn text(pod: &str, port: u16, error: &Error) -> String {
