@@ -191,8 +191,8 @@ async fn forward(backend: Arc<dyn Backend>, pod: String, port: u16, error: Strea
     let (end, output) = tokio::select! {
         whole = whole => whole,
         never = upload(input, to) => never,
-        // Reset, or gone: nobody is left to tell.
-        () = life.cut() => return,
+        // Reset, or gone. kubectl resets the data when it has read all, and then waits for the error stream's end.
+        () = life.cut() => (Ok(()), None),
     };
     if let (Err(end), Some(error)) = (&end, &mut error) {
         let _ = error.send(text(&pod, port, end).into()).await;

@@ -547,9 +547,10 @@ async fn ends_and_resets_reach_the_port() {
     assert_eq!(answer, "answer");
     spdy.hear(&mut heard, |heard| heard.over(error)).await;
     // A reset of ours.
-    let (_, data) = spdy.forward(port, 1).await;
+    let (error, data) = spdy.forward(port, 1).await;
     let (mut target, _) = listener.accept().await.unwrap();
     spdy.reset(data).await;
+    spdy.hear(&mut heard, |heard| heard.over(error)).await;
     assert_eq!(timeout(5 * SECOND, target.read(&mut [0])).await.expect("it ends").unwrap_or(0), 0);
     // The client's end.
     spdy.forward(port, 2).await;
