@@ -1,7 +1,7 @@
 //! The streaming server: exec, attach and port-forward over connections that leave HTTP by an upgrade.
 //!
-//! The CRI answers such a request with a URL. Whoever has it connects once, within a minute, and is served with SPDY/3.1
-//! or WebSocket, by what its request asks for; both are on the same URL. What is done is the [`Backend`]'s.
+//! The CRI answers such a request with a URL. Whoever has it connects once, within a minute, and is served with
+//! SPDY/3.1 or WebSocket, by what its request asks for; both are on the same URL. What is done is the [`Backend`]'s.
 
 mod attach;
 mod base64;

@@ -1,8 +1,8 @@
 //! Which protocol a request is upgraded to.
 //!
 //! A client lists what it speaks, best first: for SPDY in lines of `X-Stream-Protocol-Version`, for WebSocket in
-//! `Sec-WebSocket-Protocol`; both may be several lines, of several names each. The answer names the first that is spoken
-//! here. Without any name the client speaks the first version of all, which had none.
+//! `Sec-WebSocket-Protocol`; both may be several lines, of several names each. The answer names the first that is
+//! spoken here. Without any name the client speaks the first version of all, which had none.
 
 use hyper::HeaderMap;
 use hyper::header::{CONNECTION, HeaderName, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};

@@ -1,8 +1,8 @@
 //! Connections to ports of a pod.
 //!
 //! Over SPDY a client opens for each connection two streams, `error` and `data`, with the same `requestid` and `port`.
-//! Over channels of a WebSocket there is one connection per port of the request, on channels 2n (data) and 2n+1 (error);
-//! the first message of each names the port.
+//! Over channels of a WebSocket there is one connection per port of the request, on channels 2n (data) and 2n+1
+//! (error); the first message of each names the port.
 
 use std::collections::HashMap;
 use std::pin::pin;

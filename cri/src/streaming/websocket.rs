@@ -1,7 +1,7 @@
 //! WebSocket: channels numbered by the first byte of each message, and a tunnel for SPDY.
 //!
-//! `v5.channel.k8s.io` adds to `v4` a message `[255, N]`: the client sends no more on channel N. The older variants differ
-//! in what the error channel says; the `base64` ones carry text, with the channel's digit first.
+//! `v5.channel.k8s.io` adds to `v4` a message `[255, N]`: the client sends no more on channel N. The older variants
+//! differ in what the error channel says; the `base64` ones carry text, with the channel's digit first.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -71,8 +71,8 @@ pub struct Channel {
 pub struct Closed;
 
 impl Socket {
-    /// Starts to read into the channels given, and to write; a channel whose data nobody takes for longer than `patience`
-    /// is given up.
+    /// Starts to read into the channels given, and to write; a channel whose data nobody takes for longer than
+    /// `patience` is given up.
     pub async fn start(
         wire: Wire,
         dialect: Dialect,

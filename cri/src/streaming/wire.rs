@@ -53,8 +53,9 @@ impl Peer {
 
     /// Waits until the client has closed; begins to look after a second, since nearly every wait is shorter.
     ///
-    /// A client's kernel cannot deliver the end while bytes before it are refused, but answers with a reset when something
-    /// comes for a socket that nobody has: hence `probe` is called now and then, and sends what means nothing.
+    /// A client's kernel cannot deliver the end while bytes before it are refused, but answers with a reset when
+    /// something comes for a socket that nobody has: hence `probe` is called now and then, and sends what means
+    /// nothing.
     pub async fn left(&self, probe: impl Fn()) {
         sleep(Duration::from_secs(1)).await;
         let watched = self.0.try_clone().map(std::net::TcpStream::from).and_then(TcpStream::from_std);

@@ -1,8 +1,9 @@
 //! A connection with streams that its client opens.
 //!
-//! One task reads and never writes, another one writes: whatever waits for a slow client waits in the second, so that the
-//! first goes on. The reader hands data to bounded queues. A full queue stops the reader, and with it the client, for a
-//! while, as TCP would; a stream that stays full longer than [`Patience`] is reset, so that it does not hold up the others.
+//! One task reads and never writes, another one writes: whatever waits for a slow client waits in the second, so that
+//! the first goes on. The reader hands data to bounded queues. A full queue stops the reader, and with it the client,
+//! for a while, as TCP would; a stream that stays full longer than [`Patience`] is reset, so that it does not hold up
+//! the others.
 
 use std::collections::HashMap;
 use std::io;
@@ -159,8 +160,8 @@ impl Connection {
         self.gone.clone()
     }
 
-    /// Sends what is on its way and closes; a client that still sends is listened to for a moment, since closing at once
-    /// would make its kernel throw away what it has not read.
+    /// Sends what is on its way and closes; a client that still sends is listened to for a moment, since closing at
+    /// once would make its kernel throw away what it has not read.
     pub async fn close(self) {
         let Connection { queue, mut reader, mut writer, mut gone } = self;
         let end = async {

@@ -14,8 +14,8 @@ const STORED: usize = 0xffff;
 
 /// Writes frames.
 ///
-/// A server sends hardly any headers, so their blocks are stored and not compressed: what a peer inflates is the same, and
-/// a connection does without the quarter of a megabyte that deflating takes.
+/// A server sends hardly any headers, so their blocks are stored and not compressed: what a peer inflates is the same,
+/// and a connection does without the quarter of a megabyte that deflating takes.
 #[derive(Debug, Default)]
 pub struct Encoder {
     begun: bool,

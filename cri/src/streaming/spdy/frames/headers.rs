@@ -1,5 +1,5 @@
-//! Blocks of headers: a count (u32), then for each header the length and text of its name and of its value; several values
-//! of one name are separated by NUL.
+//! Blocks of headers: a count (u32), then for each header the length and text of its name and of its value; several
+//! values of one name are separated by NUL.
 
 use flate2::{Decompress, FlushDecompress, Status};
 

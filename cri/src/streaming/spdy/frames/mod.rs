@@ -1,9 +1,10 @@
 //! SPDY/3.1 frames without any input or output: bytes in, frames out, and the other way round.
 //!
 //! A control frame begins with 0x8003, its type (u16), flags (u8) and length (u24); a data frame with the number of its
-//! stream (u31), flags (u8) and length (u24). All numbers are big endian. Headers travel as one zlib stream per direction
-//! for the whole connection, which starts from a dictionary known to both sides: a block that was not inflated spoils
-//! all that follow. Flow control exists on paper only; those who speak this protocol today never send a window.
+//! stream (u31), flags (u8) and length (u24). All numbers are big endian. Headers travel as one zlib stream per
+//! direction for the whole connection, which starts from a dictionary known to both sides: a block that was not
+//! inflated spoils all that follow. Flow control exists on paper only; those who speak this protocol today never send a
+//! window.
 //!
 //! Knows nothing of the rest of the crate, so that the fuzzer builds it alone.
 
