@@ -88,7 +88,7 @@ mod tests {
         }
         let digest = format!("sha256:{}", "a".repeat(64));
         assert_eq!(normal(&format!("b:1@{digest}")), format!("docker.io/library/b@{digest}"));
-        assert!(parse("UPPER/case").is_err());
+        assert!(parse("quay.io/UPPER").is_err());
     }
 
     #[test]

@@ -212,10 +212,12 @@ impl Attributes {
     fn of(entry: &mut tar::Entry<'_, impl Read>) -> Result<Attributes> {
         let header = entry.header();
         let bad = || "header";
-        let mode = header.mode().context(bad)? & 0o7777;
-        let uid = u32::try_from(header.uid().context(bad)?).context(|| "uid")?;
-        let gid = u32::try_from(header.gid().context(bad)?).context(|| "gid")?;
-        let mut mtime = Timespec { tv_sec: i64::try_from(header.mtime().context(bad)?).unwrap_or(0), tv_nsec: 0 };
+        let old = header.as_old();
+        let mode = or_zero(&old.mode, header.mode()).context(bad)? & 0o7777;
+        let uid = u32::try_from(or_zero(&old.uid, header.uid()).context(bad)?).context(|| "uid")?;
+        let gid = u32::try_from(or_zero(&old.gid, header.gid()).context(bad)?).context(|| "gid")?;
+        let seconds = or_zero(&old.mtime, header.mtime()).context(bad)?;
+        let mut mtime = Timespec { tv_sec: i64::try_from(seconds).unwrap_or(0), tv_nsec: 0 };
         let mut xattrs = Vec::new();
         for extension in entry.pax_extensions().context(bad)?.into_iter().flatten().flatten() {
             let key = extension.key_bytes();
@@ -253,6 +255,11 @@ impl Attributes {
             .context(|| "owner")?;
         rustix::fs::utimensat(dir, name, &self.times, AtFlags::SYMLINK_NOFOLLOW).context(|| "time")
     }
+}
+
+/// Some write nothing where they mean zero.
+fn or_zero<T: Default>(field: &[u8], number: io::Result<T>) -> io::Result<T> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) { Ok(T::default()) } else { number }
 }
 
 /// Attributes with a meaning for the container. Those of overlayfs would let an image steer the mount, and labels are
@@ -362,10 +369,13 @@ fn make_node(
     attributes: &Attributes,
 ) -> Result<()> {
     let number = |part: io::Result<Option<u32>>| part.context(|| "device number").map(Option::unwrap_or_default);
-    let (major, minor) = (number(entry.header().device_major())?, number(entry.header().device_minor())?);
+    let device = || {
+        let header = entry.header();
+        Ok::<_, Error>(rustix::fs::makedev(number(header.device_major())?, number(header.device_minor())?))
+    };
     let (kind, device) = match kind {
-        EntryType::Char => (FileType::CharacterDevice, rustix::fs::makedev(major, minor)),
-        EntryType::Block => (FileType::BlockDevice, rustix::fs::makedev(major, minor)),
+        EntryType::Char => (FileType::CharacterDevice, device()?),
+        EntryType::Block => (FileType::BlockDevice, device()?),
         _ => (FileType::Fifo, 0),
     };
     rustix::fs::mknodat(dir, name, kind, attributes.mode, device).context(|| "mknod")?;
@@ -599,6 +609,21 @@ mod tests {
         rustix::fs::llistxattr(case.root.join("ping"), rustix::buffer::spare_capacity(&mut names)).unwrap();
         assert_eq!(names, b"security.capability\0");
         assert_eq!((case.stat("ping").mtime(), case.stat("ping").mtime_nsec()), (1_234_567_890, 250_000_000));
+    }
+
+    #[test]
+    fn fields_without_a_number_are_zero() {
+        let case = case();
+        let mut tar = Vec::new();
+        file(&mut tar, "f");
+        tar[108..124].fill(0);
+        tar[136..148].fill(b' ');
+        let mut header = tar::Header::from_byte_slice(&tar[..512]).clone();
+        header.set_cksum();
+        tar[..512].copy_from_slice(header.as_bytes());
+        case.unpack(tar).unwrap();
+        let data = case.stat("f");
+        assert_eq!((data.uid(), data.gid(), data.mtime(), data.mode() & 0o7777), (0, 0, 0, 0o4751));
     }
 
     #[test]
