@@ -1,8 +1,8 @@
 //! Images: what is there, where it comes from, and the root file systems made of it.
 //!
-//! The store is our own (`store`, `layers`): layers by DiffID, shared between images. They come from registries (`pull`),
-//! from the containers/storage of this host (`adopt`) or from a directory (`import`), and are joined with a writable
-//! layer per container into a root file system (`rootfs`).
+//! The store is our own (`store`, `layers`): layers by DiffID, shared between images. They come from registries
+//! (`pull`), from the containers/storage of this host (`adopt`) or from a directory (`import`), and are joined with a
+//! writable layer per container into a root file system (`rootfs`).
 
 mod adopt;
 mod auth;

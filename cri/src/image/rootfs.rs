@@ -265,3 +265,29 @@ fn classic(lowers: &[PathBuf], upper: Option<&Upper>, target: &Path, how: &Mount
     let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
     rustix::mount::mount("conward", target, "overlay", flags, Some(options.as_c_str()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What older kernels get, on a newer one.
+    #[test]
+    fn options_in_one_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let lowers: Vec<PathBuf> = (0..100).map(|n| dir.path().join(format!("a-rather-long-name-{n}"))).collect();
+        for lower in &lowers {
+            fs::create_dir(lower).unwrap();
+            fs::write(lower.join("top"), lower.to_str().unwrap()).unwrap();
+        }
+        let upper = writable(dir.path(), lowers.first()).unwrap();
+        let target = dir.path().join("target");
+        fs::create_dir(&target).unwrap();
+        classic(&lowers, Some(&upper), &target, &Mount::default()).unwrap();
+        let top = fs::read_to_string(target.join("top")).unwrap();
+        fs::write(target.join("new"), "x").unwrap();
+        detach(&target).unwrap();
+        detach(&target).unwrap();
+        assert_eq!(top, lowers[0].to_str().unwrap());
+        assert!(dir.path().join("upper/new").exists() && !target.join("new").exists());
+    }
+}
