@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
@@ -59,7 +60,7 @@ pub fn import(config: &Config, name: &str, tree: &Path) -> Result<()> {
     let store = image::Store::open(config)?;
     match tree.to_str() {
         Some("busybox") => image::busybox(&store, name),
-        _ => image::import_tree(&store, name, tree),
+        _ => store.import(name, image::Content::Directory(tree), image::plain()?),
     }
     .map(drop)
 }
@@ -69,18 +70,25 @@ pub fn import(config: &Config, name: &str, tree: &Path) -> Result<()> {
 struct Streams(Arc<Daemon>);
 
 impl streaming::Backend for Streams {
-    fn exec(&self, request: streaming::ExecRequest, io: streaming::Io) -> streaming::Future<Result<i32>> {
+    fn exec(&self, request: streaming::ExecRequest, io: streaming::Io) -> BoxFuture<'_, Result<i32>> {
         let daemon = Arc::clone(&self.0);
         let wish = container::Wish { command: request.command, terminal: request.tty, stdin: request.stdin };
         Box::pin(async move { container::exec(&daemon, &request.container, wish, io).await })
     }
 
-    fn attach(&self, request: streaming::AttachRequest, io: streaming::Io) -> streaming::Future<Result<()>> {
+    fn attach(&self, request: streaming::AttachRequest, io: streaming::Io) -> BoxFuture<'_, Result<()>> {
         let daemon = Arc::clone(&self.0);
         Box::pin(async move { container::attach(&daemon, &request.container, io).await })
     }
 
-    fn netns(&self, pod: &str) -> Result<Option<std::path::PathBuf>> {
-        sandbox::netns(&*self.0.pod(pod)?)
+    fn port_forward(&self, pod: String, port: u16, mut stream: streaming::Duplex) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let netns = sandbox::netns(&*self.0.pod(&pod)?)?;
+            let mut link = streaming::connect_in(netns.as_deref(), port).await?;
+            tokio::io::copy_bidirectional(&mut stream, &mut link)
+                .await
+                .map(drop)
+                .context(|| format!("The connection to port {port} of pod {pod} broke"))
+        })
     }
 }

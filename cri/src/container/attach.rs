@@ -28,7 +28,7 @@ async fn run(client: conmon_proto::Client, request: AttachRequest, io: Io) -> Re
     let refused = |error: conmon_proto::Error| crate::monitor::refusal("attach".as_ref(), &error);
     let (output, mut events) = conmon_proto::output();
     let attachment = Rc::new(client.attach(&request, output).await.map_err(refused)?);
-    let Io { mut stdin, stdout, stderr, mut resize } = io;
+    let Io { mut stdin, stdout, stderr, mut resize, mut gone } = io;
     let (typed, sized, wants_input) = (Rc::clone(&attachment), Rc::clone(&attachment), request.stdin);
     let input = async move {
         let Some(stdin) = stdin.as_mut().filter(|_| wants_input) else { return std::future::pending().await };
@@ -64,6 +64,7 @@ async fn run(client: conmon_proto::Client, request: AttachRequest, io: Io) -> Re
         () = input => {}
         () = sizes => {}
         () = listening => {}
+        () = gone.wait() => {}
     }
     Ok(())
 }

@@ -72,7 +72,7 @@ async fn run(client: conmon_proto::Client, spec: ExecSpec, io: Io, id: String, s
     let (output, mut events) = conmon_proto::output();
     let exec = client.exec(&spec, Some(output)).await.map_err(|error| refused(&error))?;
     let exec = std::rc::Rc::new(exec);
-    let Io { mut stdin, stdout, stderr, mut resize } = io;
+    let Io { mut stdin, stdout, stderr, mut resize, mut gone } = io;
     let typed = std::rc::Rc::clone(&exec);
     let input = tokio::task::spawn_local(async move {
         let Some(stdin) = &mut stdin else { return };
@@ -89,19 +89,27 @@ async fn run(client: conmon_proto::Client, spec: ExecSpec, io: Io, id: String, s
             let _ = sized.resize(rows, columns).await;
         }
     });
-    while let Some(event) = events.next().await {
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            // The process goes with the connection.
+            () = gone.wait() => break,
+        };
+        let Some(event) = event else { break };
         let Event::Write { stream, data, .. } = event else { continue };
         let to = if stream == Stream::Stderr { &stderr } else { &stdout };
         if let Some(to) = to
             && to.send(data.into()).await.is_err()
         {
-            // The client has gone, and the process goes with the connection.
             break;
         }
     }
     drop((stdout, stderr));
     input.abort();
     sizes.abort();
+    if gone.is_gone() {
+        return Err(Error::failed(format!("The client of {shown:?} in container {id} has gone")));
+    }
     let result = exec.wait().await.map_err(|error| refused(&error))?;
     match result.exit.reason {
         ExitReason::NeverStarted => Err(never_started(&shown, &id, &result.error)),

@@ -71,6 +71,17 @@ impl Store {
     }
 }
 
+/// The configuration of an image of which nothing is known but its files: this machine's architecture, a shell.
+pub fn plain() -> Result<ImageConfiguration> {
+    let config = json!({
+        "architecture": oci_spec::image::Arch::default(),
+        "os": "linux",
+        "config": { "Cmd": ["sh"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] },
+        "rootfs": { "type": "layers", "diff_ids": [] },
+    });
+    serde_json::from_value(config).context(|| "Failed to describe an image")
+}
+
 /// Packs a tree in the order of names, so that the same tree is the same layer.
 fn append_dir(tar: &mut tar::Builder<fs::File>, root: &Path, below: &Path) -> std::io::Result<()> {
     let dir = root.join(below);
@@ -98,20 +109,13 @@ fn append_dir(tar: &mut tar::Builder<fs::File>, root: &Path, below: &Path) -> st
 
 /// An image of this machine's static busybox: for tests and for pods that only wait. The same program makes the same
 /// image.
-pub fn busybox(store: &Store) -> Result<Image> {
+pub fn busybox(store: &Store, name: &str) -> Result<Image> {
     let found = ["/bin/busybox", "/usr/bin/busybox", "/sbin/busybox"].into_iter().find(|path| Path::new(path).exists());
     let program = found.ok_or_else(|| Error::missing("program", "busybox"))?;
     let data = fs::read(program).context(|| format!("Failed to read {program}"))?;
     let applets = Command::new(program).arg("--list").output().context(|| format!("Failed to run {program}"))?;
     let tar = busybox_layer(&data, &String::from_utf8_lossy(&applets.stdout)).context(|| "Failed to pack busybox")?;
-    let config = json!({
-        "architecture": oci_spec::image::Arch::default(),
-        "os": "linux",
-        "config": { "Cmd": ["sh"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] },
-        "rootfs": { "type": "layers", "diff_ids": [] },
-    });
-    let config = serde_json::from_value(config).context(|| "Failed to describe busybox")?;
-    store.import_tar(BUSYBOX, tar.as_slice(), config)
+    store.import_tar(name, tar.as_slice(), plain()?)
 }
 
 fn busybox_layer(program: &[u8], applets: &str) -> std::io::Result<Vec<u8>> {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use oci_spec::image::ImageConfiguration;
 
 pub use auth::Credentials;
-pub use import::{BUSYBOX, Content, busybox};
+pub use import::{BUSYBOX, Content, busybox, plain};
 pub use rootfs::Mount;
 pub use store::Store;
 

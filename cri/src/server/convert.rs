@@ -9,13 +9,11 @@ use crate::image;
 use crate::sandbox::{self, Pod};
 
 pub fn image(image: &image::Image) -> Image {
-    let (uid, username) = match image.user.split(':').next().unwrap_or_default() {
+    let (uid, username) = match &image.user {
         // Nobody is named: root.
-        "" => (Some(Int64Value { value: 0 }), String::new()),
-        user => match user.parse() {
-            Ok(value) => (Some(Int64Value { value }), String::new()),
-            Err(_) => (None, user.to_owned()),
-        },
+        None => (Some(Int64Value { value: 0 }), String::new()),
+        Some(image::User::Uid(uid)) => (Some(Int64Value { value: i64::from(*uid) }), String::new()),
+        Some(image::User::Name(name)) => (None, name.clone()),
     };
     let annotations = HashMap::new();
     Image {
@@ -35,7 +33,7 @@ pub fn image_info(image: &image::Image) -> HashMap<String, String> {
         "id": image.id,
         "layers": image.layers,
         "source": format!("{:?}", image.source),
-        "imageSpec": image.config,
+        "imageSpec": *image.config,
     });
     HashMap::from([("info".to_owned(), info.to_string())])
 }

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Service, convert};
 use crate::error::Error;
-use crate::image::Auth;
+use crate::image::Credentials;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
@@ -20,7 +20,7 @@ impl ImageService for Service {
         let wanted = request.into_inner().filter.and_then(|filter| filter.image).map(|image| image.image);
         let images = match wanted.filter(|name| !name.is_empty()) {
             Some(name) => self.0.images_blocking(move |images| Ok(images.find(&name).into_iter().collect())).await?,
-            None => self.0.images_blocking(|images| images.list()).await?,
+            None => self.0.images_blocking(|images| Ok(images.list())).await?,
         };
         Ok(Response::new(ListImagesResponse { images: images.iter().map(convert::image).collect() }))
     }
@@ -39,11 +39,10 @@ impl ImageService for Service {
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<PullImageResponse> {
         let request = request.into_inner();
         let name = named(request.image)?;
-        let auth = request.auth.map(|auth| Auth {
+        let auth = request.auth.map(|auth| Credentials {
             username: auth.username,
             password: auth.password,
             auth: auth.auth,
-            identity_token: auth.identity_token,
             registry_token: auth.registry_token,
         });
         let image = self.0.images.pull(&name, auth).await?;
@@ -58,11 +57,10 @@ impl ImageService for Service {
     }
 
     async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Answer<ImageFsInfoResponse> {
-        let usage = self.0.images_blocking(|images| images.usage()).await?;
-        let (images, containers) = (convert::filesystem(&usage.images), convert::filesystem(&usage.containers));
+        let usage = convert::filesystem(&self.0.images.usage());
         Ok(Response::new(ImageFsInfoResponse {
-            image_filesystems: vec![images],
-            container_filesystems: vec![containers],
+            image_filesystems: vec![usage.clone()],
+            container_filesystems: vec![usage],
         }))
     }
 }
