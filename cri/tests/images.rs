@@ -625,8 +625,8 @@ fn run_in(root: &Path, args: &[&str]) -> String {
 fn root_file_systems() {
     let scratch = Scratch::new();
     let store = scratch.store();
-    let busybox = image::busybox(&store).unwrap();
-    assert_eq!(image::busybox(&store).unwrap().id, busybox.id, "the same program makes the same image");
+    let busybox = image::busybox(&store, image::BUSYBOX).unwrap();
+    assert_eq!(image::busybox(&store, image::BUSYBOX).unwrap().id, busybox.id, "the same program makes the same image");
     assert_eq!(busybox.tags, [image::BUSYBOX]);
     assert!(store.find("conward/busybox").unwrap().pinned);
     let target = scratch.path("rootfs");
@@ -687,7 +687,7 @@ fn read_only_and_many_layers() {
 
     let volume = scratch.path("v");
     let read_only = Mount { read_only: true, ..Mount::default() };
-    let busybox = image::busybox(&store).unwrap();
+    let busybox = image::busybox(&store, image::BUSYBOX).unwrap();
     store.mount(&busybox, "c", &volume, &read_only).unwrap();
     assert!(volume.join("bin/busybox").exists());
     let error = fs::write(volume.join("x"), "x").unwrap_err();
@@ -700,7 +700,7 @@ fn read_only_and_many_layers() {
 fn what_a_crash_leaves_is_removed() {
     let scratch = Scratch::new();
     let store = scratch.store();
-    let busybox = image::busybox(&store).unwrap();
+    let busybox = image::busybox(&store, image::BUSYBOX).unwrap();
     drop(store);
     let images = scratch.path("root/images");
     fs::create_dir_all(images.join("layers").join("1".repeat(64)).join("fs/bin")).unwrap();
