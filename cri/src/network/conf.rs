@@ -59,6 +59,13 @@ pub fn built_in(subnet: &str) -> Chain {
     parse(conf).unwrap_or_else(|_| Chain { name: "conward".into(), version: "0.4.0".into(), plugins: Vec::new() })
 }
 
+/// What every pod has besides its network.
+pub fn loopback() -> Chain {
+    let conf = json!({ "cniVersion": "0.4.0", "type": "loopback" });
+    let plugins = vec![Plugin { kind: "loopback".into(), conf }];
+    Chain { name: "loopback".into(), version: "0.4.0".into(), plugins }
+}
+
 /// Takes a conf or a conflist apart.
 pub fn parse(conf: Value) -> Result<Chain> {
     let text = |value: &Value, key: &str| value[key].as_str().map(str::to_owned);

@@ -95,6 +95,7 @@ impl Network {
         let mut attachment =
             Attachment { chain, netns: pod.netns.clone(), args: args(pod), capabilities, result: None };
         state::write(&self.file(&pod.id), &attachment)?;
+        self.loopback(&pod.id, &attachment).await?;
         for plugin in attachment.chain.plugins.clone() {
             let call = self.call("ADD", &pod.id, &attachment);
             match plugin::run(&call, &plugin, attachment.result.as_ref()).await {
@@ -148,6 +149,16 @@ impl Network {
     fn chain(&self) -> Result<Chain> {
         let subnet = self.subnet.read().unwrap_or_else(PoisonError::into_inner).clone();
         Ok(conf::first(&self.settings.conf_dir)?.unwrap_or_else(|| conf::built_in(&subnet)))
+    }
+
+    /// Brings up `lo`, by the plugin that is there for it.
+    async fn loopback(&self, id: &str, attachment: &Attachment) -> Result<()> {
+        let chain = conf::loopback();
+        let call = Call { interface: "lo", chain: &chain, ..self.call("ADD", id, attachment) };
+        for plugin in &chain.plugins {
+            plugin::run(&call, plugin, None).await?;
+        }
+        Ok(())
     }
 
     async fn undo(&self, id: &str, attachment: &Attachment) -> Result<()> {
