@@ -34,7 +34,7 @@ async fn make(daemon: &Arc<Daemon>, pod: &Arc<Pod>, config: ContainerConfig) -> 
         return Err(Error::Precondition(format!("Pod {} is not ready", pod.id())));
     }
     let reference = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
-    let image = daemon.images_blocking(move |images| images.take(&reference)).await?;
+    let image = daemon.images_blocking(move |images| take(images, &reference)).await?;
     let id = state::new_id()?;
     let record = Record {
         pod: pod.id().to_owned(),
@@ -66,6 +66,11 @@ async fn make(daemon: &Arc<Daemon>, pod: &Arc<Pod>, config: ContainerConfig) -> 
             Err(error)
         }
     }
+}
+
+/// The image that a container is made of.
+fn take(images: &crate::image::Store, reference: &str) -> Result<Image> {
+    images.find(reference).ok_or_else(|| Error::missing("image", reference))
 }
 
 /// Unmakes a container that was never finished.
