@@ -90,6 +90,7 @@ pub async fn launch(launch: &Launch<'_>) -> Result<i32> {
 /// conmon's report on the sync pipe.
 #[derive(serde::Deserialize)]
 struct Report {
+    #[serde(alias = "pid")]
     data: i32,
     #[serde(default)]
     message: String,

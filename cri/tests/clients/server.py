@@ -41,7 +41,7 @@ class Server:
         self.logs = self.dir / "logs"
         self.process = None
         self.config.write_text(
-            f"socket = '{self.socket}'\nroot = '{self.dir}/root'\nrun = '{self.dir}/run'\nlog_level = 'debug'\n{more}"
+            f"socket = '{self.socket}'\nroot = '{self.dir}/root'\nrun = '{self.dir}/run'\nlog_level = 'conward_cri=debug'\n{more}"
         )
 
     def words(self, *words):
@@ -52,7 +52,9 @@ class Server:
         self.process = subprocess.Popen(self.words("serve"), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         channel = grpc.insecure_channel(
             f"unix://{self.socket}",
-            options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_http_proxy", 0)],
+            options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_http_proxy", 0),
+                     # grpc's own is the socket's path in a form that no host can have; Go's library says localhost, too.
+                     ("grpc.default_authority", "localhost")],
         )
         self.runtime = self.stubs.RuntimeServiceStub(channel)
         self.images = self.stubs.ImageServiceStub(channel)
