@@ -40,7 +40,8 @@ pub fn lay_out(daemon: &Arc<Daemon>, pod: &Arc<Pod>, container: &Arc<Container>,
     let handler = daemon.handlers.named(&container.record.handler)?;
     let facts = Facts {
         oci_version: handler.oci_version.clone(),
-        hostname: hostname(pod)?,
+        // Only a namespace of the pod's own has a name to set.
+        hostname: if pod.on_host_network() { String::new() } else { hostname(pod)? },
         cgroups_path: cgroups_path(daemon, pod, container.id()),
         namespaces: namespaces(daemon, pod, &context)?,
         files: files(pod),
