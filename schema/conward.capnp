@@ -265,7 +265,7 @@ interface Output {
 struct End {
   reason @0 :Reason;
   exit @1 :Exit;
-  # How the process ended; null unless `reason` is `ended`.
+  # How the process ended; null unless `reason` is `ended` or `held`.
   stdout @2 :UInt64;
   stderr @3 :UInt64;
   # Offsets behind the last byte of each stream.
@@ -294,7 +294,8 @@ struct ExecSpec {
   args @0 :List(Text);
   # The command and its arguments. What is not said here is as for the container's own process.
   env @1 :List(Text);
-  # `NAME=VALUE`, added to the container's.
+  # `NAME=VALUE`, for the runtime's `exec --env`: runc adds them to the container's, crun (1.8.1) has them instead. A
+  # `process` object says it for all runtimes.
   cwd @2 :Text;
   user @3 :Text;
   # UID[:GID]

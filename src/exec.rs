@@ -29,7 +29,8 @@ use crate::stream::Stream;
 pub enum Process {
     /// An OCI process object (runtime-spec, config.md, "Process"), as it is.
     Json(Vec<u8>),
-    /// What is empty is as for the container's own process; environment, groups and capabilities are added to its.
+    /// What is empty is as for the container's own process; groups and capabilities are added to its, and what becomes
+    /// of the environment is up to the runtime (schema/conward.capnp).
     Words {
         args: Vec<OsString>,
         env: Vec<OsString>,

@@ -539,6 +539,8 @@ pub fn keep_heap_small() {
     };
 }
 
+// SAFETY: the signature is that of glibc's malloc/arena.c and malloc.c, where it takes and returns nothing. A glibc
+// without it fails to link, and says so by this name.
 #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
 unsafe extern "C" {
     /// Of glibc, whose setting for it (glibc.malloc.tcache_count) can only be made before a program starts.

@@ -231,7 +231,8 @@ fn keeps_up(monitor: &Monitor) -> Outcome {
         same("status in the end", end.exit.as_ref().map(|exit| exit.status), Some(4))?;
         check(waited, "the connection ends with the monitor")?;
         same("status", ended(&live)?, 4)?;
-        same("processes left behind", left_behind(), Vec::new())?;
+        // It may have been behind for the moment in which the container ended.
+        all_gone()?;
         fs::remove_dir_all(&live.dir)?;
     }
     Ok(())
