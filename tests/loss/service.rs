@@ -131,7 +131,6 @@ fn throughput(monitor: &Monitor) -> Outcome {
         ratios.push(without?.as_secs_f64() / with?.as_secs_f64());
     }
     ratios.sort_by(f64::total_cmp);
-    eprintln!("service/stopped-throughput: throughput with stopped clients by that without, sorted: {ratios:.3?}");
     check(ratios[3] >= 0.95, format!("throughput with stopped clients by that without, sorted: {ratios:.3?}"))
 }
 

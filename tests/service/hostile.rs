@@ -115,7 +115,6 @@ fn throughput(monitor: &Monitor) -> Outcome {
         ratios.push(elsewhere.as_secs_f64() / here.as_secs_f64());
     }
     ratios.sort_by(f64::total_cmp);
-    eprintln!("hostile/throughput: throughput under a storm by that under one elsewhere, sorted: {ratios:.3?}");
     check(ratios[3] >= 0.95, format!("throughput under a storm by that under one elsewhere, sorted: {ratios:.3?}"))?;
     end_idle(&bystander)
 }
