@@ -9,7 +9,7 @@ use nix::{
 
 use super::{
     Stop, Verdict,
-    bed::{Bed, IMAGE, PARK},
+    bed::{Bed, IMAGE},
     check, inside,
     processes::listed,
     rig::found,
