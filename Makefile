@@ -69,9 +69,9 @@ bench: ## Compare with Debian's conmon and print a table; ARGS="--quick --realti
 	cargo build --release --locked
 	CONWARD=$(abspath $(binary)) cargo bench --quiet --locked --bench side_by_side -- $(ARGS)
 
-soak: ## Run the loss and stall tests at full size (root, takes long, needs 40 GB)
+soak: ## Run the tests of load, loss and the service at full size (root, takes long, needs 40 GB)
 	tools/setup test
-	SOAK=1 cargo test --release --locked --test loss -- $(ARGS)
+	SOAK=1 cargo test --release --locked --no-fail-fast --test loss --test service -- $(ARGS)
 
 fuzz: ## Fuzz every parser for SECONDS each; ARGS="--jobs 4 TARGET"
 	tools/setup fuzz

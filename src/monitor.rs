@@ -35,7 +35,7 @@ use crate::notify::Relay;
 use crate::oom::{OomWatch, Verdict};
 use crate::options::Options;
 use crate::parent::Reports;
-use crate::policy::Meter;
+use crate::policy::{Action, Meter, Policy};
 use crate::rpc::{Answer, Service};
 use crate::session::{CONTAINER, Id, Phase, Session};
 use crate::source::Source;
@@ -70,6 +70,8 @@ pub struct Monitor<'a> {
     pub execs: execs::Execs,
     /// How much each stream may log.
     pub meters: [Meter; 2],
+    /// How many connections to the service are taken.
+    arrivals: Meter,
     pub exit_files: ExitFiles,
     /// Why the session failed, for the report.
     pub failure: Vec<u8>,
@@ -122,6 +124,9 @@ const KEPT: usize = 4096;
 /// Quiet after a load before its memory is given back.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
 
+/// Connections to the service per second and at once: a storm of them is to cost the container next to nothing.
+const ARRIVALS: Policy = Policy::Limit { rate: 1000, burst: 64, action: Action::BackPressure };
+
 /// Turns of one source per loop that are bounded by counting.
 const ROUNDS: usize = 32;
 
@@ -147,6 +152,7 @@ impl<'a> Monitor<'a> {
             published: None,
             execs: execs::Execs::default(),
             meters: Default::default(),
+            arrivals: Meter::new(ARRIVALS),
             exit_files: ExitFiles::new(options),
             failure: Vec::new(),
             poll: Poll::new()?,

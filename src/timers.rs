@@ -15,7 +15,7 @@ pub enum Timer {
     Trim,
     /// Attach clients that take nothing are looked at (`--attach-stall-timeout`).
     Stall,
-    /// A stream that reached its limit may log again.
+    /// What reached its limit may go on: a stream to log, clients of the service to come.
     Refill,
 }
 

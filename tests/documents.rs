@@ -206,8 +206,10 @@ fn the_specification_names_tests_that_exist() {
     assert_eq!(places, PLACES.into_iter().collect());
 }
 
-const PLACES: [&str; 12] =
-    ["bench", "budgets", "compat", "fuzz", "loss", "oom", "podman", "runc", "service", "splitter", "systemd", "unit"];
+const PLACES: [&str; 13] = [
+    "bench", "budgets", "compat", "fuzz", "loss", "oom", "packages", "podman", "runc", "service", "splitter",
+    "systemd", "unit",
+];
 
 /// Whether a test of this name stands where the first word says.
 fn exists(place: &str, name: &str) -> bool {
@@ -220,6 +222,12 @@ fn exists(place: &str, name: &str) -> bool {
             let (room, case) = name.split_once('/').unwrap_or_default();
             text.contains(&format!("\"{name}\""))
                 || text.contains(&format!("\"{room}/{{")) && text.contains(&format!("\"{case}\""))
+        }
+        "packages" => {
+            let text = file("tests/packages/run");
+            let list =
+                text.split_once("cases=(").and_then(|(_, rest)| rest.split_once(')')).map_or("", |(list, _)| list);
+            list.split_whitespace().any(|case| case == name)
         }
         "runc" => below("tests/runc").contains(&format!("\"{name}\"")),
         "service" => below("tests/service").contains(&format!("\"{name}\"")),

@@ -78,7 +78,10 @@ impl Monitor<'_> {
             Timer::Killed => self.session.ended(End::TimedOut),
             Timer::Trim => self.trim(),
             Timer::Stall => self.drop_stalled(),
-            Timer::Refill => Stream::ALL.into_iter().for_each(|stream| self.wake(Source::Output(CONTAINER, stream))),
+            Timer::Refill => {
+                Stream::ALL.into_iter().for_each(|stream| self.wake(Source::Output(CONTAINER, stream)));
+                self.wake(Source::Service);
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! Obeying what is asked: the one place where requests from FIFOs and from the service are done.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use mio::Interest;
 
@@ -18,6 +19,7 @@ use crate::source::Source;
 use crate::stdio::{Input, Turn};
 use crate::stream::Stream;
 use crate::sys::Status;
+use crate::timers::Timer;
 use crate::upgrade::{self, UpgradeError};
 use conmon_proto::conward_capnp::end;
 
@@ -50,10 +52,18 @@ impl Monitor<'_> {
     #[inline(never)]
     pub fn accept_service(&mut self) -> Turn {
         let Some(service) = &mut self.service else { return Turn::Wait };
-        for _ in 0..ROUNDS {
+        // Beyond that they wait in the kernel, where they cost the container nothing.
+        let room = self.arrivals.room(Instant::now()).and_then(|room| usize::try_from(room).ok());
+        let room = room.unwrap_or(ROUNDS).min(ROUNDS);
+        for _ in 0..room {
             if service.accept(self.poll.registry()) == Turn::Wait {
                 return Turn::Wait;
             }
+            self.arrivals.pass(1);
+        }
+        if room == 0 {
+            self.timers.set_sooner(Timer::Refill, self.arrivals.refill());
+            return Turn::Wait;
         }
         Turn::Again
     }

@@ -2,33 +2,17 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use nix::unistd::Pid;
 
 use crate::flow::{Pattern, WRITER};
+pub use crate::support::amount::{MIB, patience, size, soak};
 use crate::support::scene::{Live, Scene};
 use crate::support::suite::Monitor;
 use crate::support::wait;
 use crate::support::{Outcome, check, procs, same};
 
-pub const MIB: u64 = 1 << 20;
 pub const LINES: Pattern = Pattern::Lines(100);
-
-/// True for the long sizes.
-pub fn soak() -> bool {
-    std::env::var_os("SOAK").is_some_and(|value| value == "1")
-}
-
-/// The usual amount or the long one.
-pub fn size(usual: u64, long: u64) -> u64 {
-    if soak() { long } else { usual }
-}
-
-/// How long a load may take; a deadline, not a measure.
-pub fn patience() -> Duration {
-    Duration::from_secs(size(50, 1500))
-}
 
 /// A scene whose script can call `$W`, the writer.
 pub fn scene(monitor: &Monitor, script: &str) -> Outcome<Scene> {

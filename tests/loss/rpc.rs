@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use conmon_proto::{AttachRequest, Attachment, Client, End, EndReason, Error, Event, Events, History, Stream, output};
+use conmon_proto::{AttachRequest, Attachment, Client, End, EndReason, Event, Events, History, Stream, output};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -14,23 +14,12 @@ use crate::clients::read_on;
 use crate::flow::{Expect, Pattern};
 use crate::rig::patience;
 use crate::support::scene::Live;
-use crate::support::{Fail, Outcome, attach, check, same, wait};
-
-impl From<Error> for Fail {
-    fn from(error: Error) -> Fail {
-        Fail::Wrong(format!("a call: {error}"))
-    }
-}
-
-/// Where a monitor listens.
-pub fn socket(live: &Live) -> PathBuf {
-    live.dir.join("b/conward.sock")
-}
+pub use crate::support::service::socket;
+use crate::support::{Fail, Outcome, attach, check, same, service, wait};
 
 /// Has a conversation with the monitor, on a loop of its own.
 pub fn talk<T>(socket: &Path, work: impl AsyncFnOnce(&Client) -> Outcome<T>) -> Outcome<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, async {
+    service::talk(async {
         let client = conmon_proto::connect(socket).await?;
         work(&client).await
     })

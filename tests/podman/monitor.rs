@@ -9,7 +9,7 @@ use nix::{
 
 use super::{
     Stop, Verdict,
-    bed::{Bed, IMAGE, PARK},
+    bed::{Bed, IMAGE},
     check, inside,
     processes::listed,
     rig::found,
@@ -55,7 +55,8 @@ pub fn is_shown(bed: &Bed) -> Verdict {
 
 /// Nothing brings a killed monitor back, but podman must be able to say so and to clean up.
 pub fn killed(bed: &Bed) -> Verdict {
-    bed.start("m", PARK)?;
+    // One process alone, which is dead as soon as it is killed: podman looks once, and then believes that it lives.
+    bed.start("m", "exec sleep 600")?;
     let pid = bed.inspect("m", "{{.State.ConmonPid}}")?;
     let pid: i32 = pid.parse().map_err(|_| Stop::Failed(format!("no pid: {pid:?}")))?;
     let killed = signal::kill(Pid::from_raw(pid), Signal::SIGKILL);

@@ -1,14 +1,14 @@
 //! The service with a real runtime: execs as words and as an object, terminals, timeouts, the container's end.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use conmon_proto::{Client, ExecResult, ExecSpec, ExitReason};
 
 use crate::container::Container;
 use crate::support::scene::Live;
+use crate::support::service::{socket, talk};
 use crate::support::suite::{Case, Monitor};
-use crate::support::{Fail, Outcome, check, contains, same, wait};
+use crate::support::{Outcome, check, contains, same, wait};
 
 pub fn cases() -> Vec<Case> {
     let cases = vec![
@@ -27,23 +27,13 @@ fn with<T>(monitor: &Monitor, work: impl AsyncFnOnce(Client, &Container) -> Outc
     let mut container = Container::new(monitor, "echo ready; sleep 60")?;
     let live: Live = container.start(|scene| scene)?;
     live.log_has("ready")?;
-    let path: PathBuf = live.dir.join("b/conward.sock");
+    let path = socket(&live);
     wait::until_true("the socket", || path.exists())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let told = async {
-        let client = conmon_proto::connect(&path).await.map_err(wrong)?;
-        let told = tokio::time::timeout(Duration::from_secs(40), work(client, &container)).await;
-        told.map_err(|_| Fail::from("no answer in time"))?
-    };
-    tokio::task::LocalSet::new().block_on(&runtime, told)
-}
-
-fn wrong(error: conmon_proto::Error) -> Fail {
-    Fail::Wrong(format!("a call failed: {error}"))
+    talk(async { work(conmon_proto::connect(&path).await?, &container).await })
 }
 
 async fn run(client: &Client, spec: &ExecSpec) -> Outcome<ExecResult> {
-    client.exec(spec, None).await.map_err(wrong)?.wait().await.map_err(wrong)
+    Ok(client.exec(spec, None).await?.wait().await?)
 }
 
 fn sh(script: &str) -> ExecSpec {
@@ -113,11 +103,11 @@ fn timeout(monitor: &Monitor) -> Outcome {
 
 fn end(monitor: &Monitor) -> Outcome {
     with(monitor, async |client, container| {
-        let exec = client.exec(&sh("echo begun; sleep 50"), None).await.map_err(wrong)?;
+        let exec = client.exec(&sh("echo begun; sleep 50"), None).await?;
         let waiting = tokio::task::spawn_local(async move { exec.wait().await });
         tokio::time::sleep(Duration::from_millis(400)).await;
         container.runc(&["kill", "ID", "KILL"])?;
-        let result = waiting.await.map_err(|error| error.to_string())?.map_err(wrong)?;
+        let result = waiting.await.map_err(|error| error.to_string())??;
         same("end", (result.exit.reason, result.exit.signal), (ExitReason::Signalled, 9))?;
         same("stdout", text(&result.stdout), "begun\n".to_owned())
     })

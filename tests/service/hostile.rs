@@ -4,13 +4,15 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use capnp_rpc::rpc_capnp::exception::Type;
 use capnp_rpc::rpc_capnp::message;
 
 use crate::peer::{self, Came, INSPECT, Peer, VERSION, WAIT};
-use crate::rig::{connect, end_idle, idle, private_kib, size, socket, start, talk};
+use crate::rig::{MIB, connect, end_idle, idle, patience, private_kib, size, soak, socket, start, talk};
 use crate::support::scene::Live;
 use crate::support::suite::{Case, Monitor};
 use crate::support::{Fail, Outcome, check, contains, procs, same, wait};
@@ -18,6 +20,12 @@ use crate::support::{Fail, Outcome, check, contains, procs, same, wait};
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("hostile/storm", "P11", "thousands of connections; the log goes on", storm),
+        Case::new(
+            "hostile/throughput",
+            "P11",
+            "a storm slows the container no more than one elsewhere (SOAK=1)",
+            throughput,
+        ),
         Case::new("hostile/half-messages", "P11", "messages that are cut anywhere", half_messages),
         Case::new("hostile/giant", "P11", "giant messages that are announced", giant),
         Case::new("hostile/nesting", "P11", "a message that nests too deep", nesting),
@@ -91,6 +99,55 @@ fn storm(monitor: &Monitor) -> Outcome {
         procs::descriptors(pid).is_ok_and(|list| list.len() <= before)
     })?;
     end_busy(&live)
+}
+
+/// The same storm against this monitor and against one beside it, in turn: what the attacker itself takes of the machine
+/// is the same both times.
+fn throughput(monitor: &Monitor) -> Outcome {
+    if !soak() {
+        return Err(Fail::Skip("a measure: SOAK=1".to_owned()));
+    }
+    let bystander = idle(monitor)?;
+    let mut ratios = Vec::new();
+    for _ in 0..7 {
+        let elsewhere = timed(monitor, Some(&bystander))?;
+        let here = timed(monitor, None)?;
+        ratios.push(elsewhere.as_secs_f64() / here.as_secs_f64());
+    }
+    ratios.sort_by(f64::total_cmp);
+    check(ratios[3] >= 0.95, format!("throughput under a storm by that under one elsewhere, sorted: {ratios:.3?}"))?;
+    end_idle(&bystander)
+}
+
+/// How long a container takes for its output while somebody storms a monitor: `target`, or its own.
+fn timed(monitor: &Monitor, target: Option<&Live>) -> Outcome<Duration> {
+    let total = 512 * MIB;
+    let live = start(monitor, &format!("go; head -c {total} /dev/zero; : >$D/written; go; exit 6"))?;
+    let path = socket(target.unwrap_or(&live));
+    let stop = AtomicBool::new(false);
+    let took = std::thread::scope(|scope| {
+        scope.spawn(|| hammer(&path, &stop));
+        let begun = Instant::now();
+        let written = live.dir.join("b/written");
+        let done = live.go().and_then(|()| {
+            wait::until("all to be written", patience(), || Ok(written.exists().then(|| begun.elapsed())))
+        });
+        stop.store(true, Ordering::Relaxed);
+        done
+    })?;
+    live.go()?;
+    same("the monitor's status", live.end()?, 6)?;
+    fs::remove_dir_all(&live.dir)?;
+    Ok(took)
+}
+
+/// Connects, says half of something or nonsense, and goes, as often as it can.
+fn hammer(path: &Path, stop: &AtomicBool) {
+    let words = [peer::bootstrap()[..8].to_vec(), vec![0xff; 64]];
+    for word in words.iter().cycle().take_while(|_| !stop.load(Ordering::Relaxed)) {
+        // Being refused is what it is there for.
+        let _ = UnixStream::connect(path).and_then(|mut stream| stream.write_all(word));
+    }
 }
 
 fn half_messages(monitor: &Monitor) -> Outcome {

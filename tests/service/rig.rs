@@ -1,47 +1,16 @@
 //! What the cases share: a monitor, a connection to it, and the loop that a client runs on.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use conmon_proto::{Client, Code, Error, Event, Events, Exec, ExecResult, ExecSpec, Stream};
 use nix::unistd::Pid;
 
+pub use crate::support::amount::{MIB, patience, size, soak};
 use crate::support::scene::{Live, Scene};
+pub use crate::support::service::{socket, talk};
 use crate::support::suite::Monitor;
 use crate::support::{Fail, Outcome, check, procs, same, wait};
-
-pub const MIB: u64 = 1 << 20;
-
-impl From<Error> for Fail {
-    fn from(error: Error) -> Fail {
-        Fail::Wrong(format!("a call failed: {error}"))
-    }
-}
-
-/// True for the long sizes.
-pub fn soak() -> bool {
-    std::env::var_os("SOAK").is_some_and(|value| value == "1")
-}
-
-/// The usual amount or the long one.
-pub fn size(usual: u64, long: u64) -> u64 {
-    if soak() { long } else { usual }
-}
-
-/// How long a load may take; a deadline, not a measure.
-pub fn patience() -> Duration {
-    Duration::from_secs(size(50, 1500))
-}
-
-/// Runs a client on this thread, for a bounded time.
-pub fn talk<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let bounded = async { tokio::time::timeout(patience(), work).await };
-    tokio::task::LocalSet::new()
-        .block_on(&runtime, bounded)
-        .map_err(|_| Fail::Wrong("a client had no answer in time".to_owned()))?
-}
 
 /// A container that runs this script and lasts until its go if it says `go`.
 pub fn start(monitor: &Monitor, script: &str) -> Outcome<Live> {
@@ -68,10 +37,6 @@ pub fn idle(monitor: &Monitor) -> Outcome<Live> {
 pub fn end_idle(live: &Live) -> Outcome {
     live.go()?;
     same("the monitor's status", live.end()?, 6)
-}
-
-pub fn socket(live: &Live) -> PathBuf {
-    live.dir.join("b/conward.sock")
 }
 
 /// Connects as soon as the socket is there.

@@ -5,6 +5,7 @@
 //! the container's first process and the exit command are the test program itself, called by another name.
 #![allow(dead_code, reason = "each test program uses the part that it needs")]
 
+pub mod amount;
 pub mod attach;
 pub mod crilog;
 pub mod journal;
@@ -12,6 +13,7 @@ pub mod pipes;
 pub mod procs;
 pub mod roles;
 pub mod scene;
+pub mod service;
 pub mod suite;
 pub mod wait;
 
