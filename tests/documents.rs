@@ -206,7 +206,7 @@ fn the_specification_names_tests_that_exist() {
     assert_eq!(places, PLACES.into_iter().collect());
 }
 
-const PLACES: [&str; 13] = [
+const PLACES: [&str; 14] = [
     "bench", "budgets", "compat", "fuzz", "loss", "oom", "packages", "podman", "runc", "service", "splitter",
     "systemd", "unit", "vm",
 ];
