@@ -46,10 +46,10 @@ remap = --config 'target."cfg(all())".rustflags = \
 	["--remap-path-prefix=$(cargo_home)=/cargo", "--remap-path-prefix=$(CURDIR)=/conward"]'
 
 .DEFAULT_GOAL = help
-.PHONY: help build run test bench soak fuzz lint install uninstall deb rpm
+.PHONY: help build run test test-vm bench soak fuzz lint install uninstall deb rpm
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 11
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 # One after the other: built at once, the monitor would get features of its libraries that only conwardctl needs.
 build: ## Build the monitor and conwardctl, each one static program
@@ -63,6 +63,10 @@ run: ## Show one container's life under conward, from nothing (root)
 test: ## Check everything that can be checked in 25 minutes (root)
 	tools/setup test
 	tools/test
+
+test-vm: ## Limits and the OOM killer on cgroup v2 in a virtual machine, with 300 containers at once (root)
+	tools/setup test
+	VM_MANY=$${VM_MANY:-300} cargo test --release --locked --test vm -- $(ARGS)
 
 bench: ## Compare with Debian's conmon and print a table; ARGS="--quick --realtime"
 	tools/setup bench

@@ -99,10 +99,21 @@ fn stay(
     start: Option<OwnedFd>,
     oom_score_adj: Option<CString>,
 ) -> Result<u8, String> {
+    confine();
     let mut monitor = set_up(options, log, environment, start, oom_score_adj)?;
     monitor.inherited.clone_from(&environment.inherited);
     monitor.run();
     Ok(finish(monitor, &environment.inherited))
+}
+
+/// What a monitor can give up without taking it from its children: no process of the same user traces it or reads its
+/// memory and descriptors, and it leaves no core with a container's output in it. A program that is executed starts
+/// afresh (prctl(2), `PR_SET_DUMPABLE`), so runtime, container and exit command have what they always had. What is
+/// inherited, and so not done, is in `docs/threat-model.md`.
+pub fn confine() {
+    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
+        crate::debug!("Failed to become undumpable: {error}");
+    }
 }
 
 fn open_start_pipe(value: Option<&str>) -> Result<Option<OwnedFd>, String> {

@@ -9,7 +9,7 @@ pub mod saved;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -171,7 +171,8 @@ impl Exec {
         let mut pair = |name: &str, value: &OsStr| argv.extend([OsString::from(name), value.to_owned()]);
         pair("--pid-file", self.pidfile.as_os_str());
         if let Some(object) = &self.object {
-            let path = format!("/proc/{}/fd/{}", std::process::id(), object.as_raw_fd());
+            // Of the runtime itself: nobody looks into our own (`daemon::confine`).
+            let path = format!("/proc/self/fd/{}", object.as_raw_fd());
             pair("--process", OsStr::new(&path));
         }
         if let Some(console) = console {
@@ -184,6 +185,11 @@ impl Exec {
             argv.extend_from_slice(args);
         }
         argv
+    }
+
+    /// The file with the process object, which the runtime gets by its number.
+    pub fn object(&self) -> Option<BorrowedFd<'_>> {
+        self.object.as_ref().map(AsFd::as_fd)
     }
 
     /// The runtime's options of an exec without a process object.

@@ -248,6 +248,7 @@ fn exit_command(options: &Options, monitor: &Monitor<'_>) -> io::Result<()> {
         env: Some(&env),
         stdio: [None; 3],
         open_up: [false; 3],
+        keep: None,
         oom_score_adj: monitor.launch.oom_score_adj.as_deref(),
         dies_with_us: false,
         own_listen_pid: false,

@@ -54,6 +54,8 @@ impl Stdio {
 #[derive(Debug)]
 pub struct Inherit<'a> {
     pub mask: &'a libc::sigset_t,
+    /// A file for the runtime, which finds it below its own `/proc/self/fd`.
+    pub file: Option<BorrowedFd<'a>>,
     pub oom_score_adj: Option<&'a CStr>,
     /// `LISTEN_PID` becomes the runtime's own pid.
     pub own_listen_pid: bool,
@@ -68,6 +70,7 @@ pub fn start(words: &[OsString], theirs: &[Option<OwnedFd>; 3], inherit: &Inheri
         env: None,
         stdio: [0, 1, 2].map(|index: usize| theirs[index].as_ref().map(AsFd::as_fd)),
         open_up: [0, 1, 2].map(|index: usize| theirs[index].is_some()),
+        keep: inherit.file,
         oom_score_adj: inherit.oom_score_adj,
         dies_with_us: true,
         own_listen_pid: inherit.own_listen_pid,

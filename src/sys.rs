@@ -128,6 +128,8 @@ pub struct Spawn<'a> {
     pub stdio: [Option<BorrowedFd<'a>>; 3],
     /// Which of 0, 1 and 2 get mode 0777, so that a container's user can open `/dev/stdout` again.
     pub open_up: [bool; 3],
+    /// Stays open in the child, by its number, although it is close-on-exec here.
+    pub keep: Option<BorrowedFd<'a>>,
     /// Text for `/proc/self/oom_score_adj`.
     pub oom_score_adj: Option<&'a CStr>,
     /// The child is killed when this process dies.
@@ -147,6 +149,7 @@ struct Launch {
     envp: *const *const c_char,
     stdio: [c_int; 3],
     open_up: [bool; 3],
+    keep: c_int,
     oom_score_adj: Option<(*const c_char, usize)>,
     dies_with_us: bool,
     close_rest: bool,
@@ -177,6 +180,7 @@ pub fn spawn(spec: &Spawn<'_>) -> io::Result<pid_t> {
         envp: envp.as_ref().map_or_else(|| unsafe { environ }, |list| list.as_ptr()),
         stdio: spec.stdio.map(|fd| fd.map_or(-1, |fd| fd.as_raw_fd())),
         open_up: spec.open_up,
+        keep: spec.keep.map_or(-1, |fd| fd.as_raw_fd()),
         oom_score_adj: spec.oom_score_adj.map(|text| (text.as_ptr(), text.to_bytes().len())),
         dies_with_us: spec.dies_with_us,
         close_rest: spec.close_rest,
@@ -261,6 +265,9 @@ unsafe fn prepare(launch: &mut Launch) {
             if open_up {
                 libc::fchmod(target, 0o777);
             }
+        }
+        if launch.keep >= 0 {
+            libc::fcntl(launch.keep, libc::F_SETFD, 0);
         }
         if let Some((text, len)) = launch.oom_score_adj {
             let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);

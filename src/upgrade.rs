@@ -142,6 +142,7 @@ pub fn resume(options: &Options, memory: RawFd) -> Result<u8, String> {
 #[inline(never)]
 fn take_over(options: &Options, memory: RawFd) -> Result<Box<Monitor<'_>>, String> {
     sys::ignore_sigpipe();
+    daemon::confine();
     let memory = open(memory).map_err(|error| error.to_string())?;
     let saved = state::read(&memory, options, &mut Taken::ours()).map_err(|error| error.to_string())?;
     drop(memory);

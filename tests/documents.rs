@@ -206,15 +206,16 @@ fn the_specification_names_tests_that_exist() {
     assert_eq!(places, PLACES.into_iter().collect());
 }
 
-const PLACES: [&str; 13] = [
+const PLACES: [&str; 14] = [
     "bench", "budgets", "compat", "fuzz", "loss", "oom", "packages", "podman", "runc", "service", "splitter",
-    "systemd", "unit",
+    "systemd", "unit", "vm",
 ];
 
 /// Whether a test of this name stands where the first word says.
 fn exists(place: &str, name: &str) -> bool {
     match place {
         "compat" => below("tests/compat").contains(&format!("\"{name}\"")),
+        "vm" => below("tests/vm").contains(&format!("\"{name}\"")),
         "loss" => below("tests/loss").contains(&format!("\"{name}\"")),
         // Some names are made of a room and a word of a list.
         "systemd" => {

@@ -157,14 +157,15 @@ impl Monitor<'_> {
         }
         let mut exec = Exec::new(id, spec, session, remote, bundle).map_err(failed("cannot prepare an exec"))?;
         self.watch_exec(&exec).map_err(failed("cannot watch an exec"))?;
+        exec.session.phase = Phase::Starting;
         let console = exec.session.console.as_ref().map(Console::path);
         let words = exec.argv(self.options, console.as_deref());
         let inherit = Inherit {
             mask: &self.launch.mask,
+            file: exec.object(),
             oom_score_adj: self.launch.oom_score_adj.as_deref(),
             own_listen_pid: false,
         };
-        exec.session.phase = Phase::Starting;
         let runtime = self.options.runtime.display();
         let pid = runtime::start(&words, &theirs, &inherit)
             .map_err(|error| Refusal::failed(format_args!("failed to start runtime {runtime}"), &error))?;

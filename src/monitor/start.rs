@@ -88,6 +88,7 @@ impl Monitor<'_> {
         let started = runtime::own_listen_pid(self.options, self.launch.listen_pid.as_deref()).and_then(|own| {
             let inherit = runtime::Inherit {
                 mask: &self.launch.mask,
+                file: None,
                 oom_score_adj: self.launch.oom_score_adj.as_deref(),
                 own_listen_pid: own,
             };

@@ -111,6 +111,7 @@ impl Candidate {
             env: None,
             stdio: [Some(null.as_fd()), Some(writer.as_fd()), Some(writer.as_fd())],
             open_up: [false; 3],
+            keep: None,
             oom_score_adj: None,
             dies_with_us: true,
             own_listen_pid: false,

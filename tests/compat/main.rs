@@ -7,6 +7,7 @@ mod support;
 
 mod attach;
 mod cli;
+mod confined;
 mod control;
 mod exec;
 mod journald;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         cli::cases(),
         lifecycle::cases(),
         runtime::cases(),
+        confined::cases(),
         tty::cases(),
         attach::cases(),
         control::cases(),

@@ -3,16 +3,13 @@
 //! `cargo test --test python -- [FILTER…] [--list]`. The containers are runc's. Where Python, its package, or the right
 //! to make containers is missing, the cases are skipped and say so.
 
-#[path = "../runc/container.rs"]
-#[allow(dead_code, reason = "made for the tests with runc, which use all of it")]
-mod container;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use container::Container;
+use support::container::Container;
 use support::suite::{Case, Monitor};
 use support::{Fail, Outcome};
 

@@ -6,14 +6,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod container;
 mod service;
 
 use std::process::ExitCode;
 
-use container::Container;
 use nix::sys::signal::Signal;
 use support::attach::STDOUT;
+use support::container::Container;
 use support::pipes::Kind;
 use support::suite::{Case, Monitor};
 use support::{Outcome, contains, same, same_bytes};
@@ -83,7 +82,7 @@ fn kill(monitor: &Monitor, signal: &str, status: i32) -> Outcome {
     let mut container = Container::new(monitor, "echo ready; sleep 60")?;
     let live = container.start(|scene| scene)?;
     live.log_has("ready")?;
-    container.runc(&["kill", "ID", signal])?;
+    container.call(&["kill", "ID", signal])?;
     same("daemon's status", live.end()?, status)?;
     same("exit file", live.exit_file()?, status.to_string())
 }

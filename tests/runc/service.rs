@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use conmon_proto::{Client, ExecResult, ExecSpec, ExitReason};
 
-use crate::container::Container;
+use crate::support::container::Container;
 use crate::support::scene::Live;
 use crate::support::service::{socket, talk};
 use crate::support::suite::{Case, Monitor};
@@ -106,7 +106,7 @@ fn end(monitor: &Monitor) -> Outcome {
         let exec = client.exec(&sh("echo begun; sleep 50"), None).await?;
         let waiting = tokio::task::spawn_local(async move { exec.wait().await });
         tokio::time::sleep(Duration::from_millis(400)).await;
-        container.runc(&["kill", "ID", "KILL"])?;
+        container.call(&["kill", "ID", "KILL"])?;
         let result = waiting.await.map_err(|error| error.to_string())??;
         same("end", (result.exit.reason, result.exit.signal), (ExitReason::Signalled, 9))?;
         same("stdout", text(&result.stdout), "begun\n".to_owned())

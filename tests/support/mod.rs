@@ -7,6 +7,7 @@
 
 pub mod amount;
 pub mod attach;
+pub mod container;
 pub mod crilog;
 pub mod journal;
 pub mod pipes;

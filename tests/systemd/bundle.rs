@@ -15,6 +15,15 @@ pub fn make(machine: &Box, name: &str, script: &str) -> Outcome<String> {
     Ok(format!("{SHARED}/{name}"))
 }
 
+/// The same in a cgroup, in the notation of the runtime's cgroup manager.
+pub fn make_in(machine: &Box, name: &str, script: &str, cgroups_path: &str) -> Outcome<String> {
+    let bundle = make(machine, name, script)?;
+    let mut config = config(script);
+    config["linux"]["cgroupsPath"] = json!(cgroups_path);
+    fs::write(machine.dir.join(name).join("config.json"), config.to_string())?;
+    Ok(bundle)
+}
+
 fn config(script: &str) -> Value {
     json!({
         "ociVersion": "1.0.2",

@@ -1,31 +1,37 @@
-//! A bundle made of busybox, and runc to run it.
+//! A bundle made of busybox, and an OCI runtime to run it.
 
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::pipes::Kind;
-use crate::support::scene::{CID, Live, Scene};
-use crate::support::suite::{Monitor, in_path};
-use crate::support::{Fail, Outcome};
+use super::pipes::Kind;
+use super::scene::{CID, Live, Scene};
+use super::suite::{Monitor, in_path};
+use super::{Fail, Outcome};
 
 #[derive(Debug)]
 pub struct Container {
     scene: Scene,
-    runc: PathBuf,
+    runtime: PathBuf,
     process: Value,
-    /// runc keeps its containers by name below a root: one root per container, so that names may be alike.
+    resources: Value,
+    /// Runtimes keep their containers by name below a root: one root per container, so that names may be alike.
     root: PathBuf,
 }
 
 impl Container {
-    /// A container whose shell runs this script.
+    /// A container of runc whose shell runs this script.
     pub fn new(monitor: &Monitor, script: &str) -> Outcome<Container> {
-        let runc = in_path(&OsString::from("runc")).ok_or_else(|| Fail::Skip("no runc in PATH".to_owned()))?;
+        Container::of("runc", monitor, script)
+    }
+
+    /// The same with another runtime.
+    pub fn of(runtime: &str, monitor: &Monitor, script: &str) -> Outcome<Container> {
+        let runtime = in_path(&OsString::from(runtime)).ok_or_else(|| Fail::Skip(format!("no {runtime} in PATH")))?;
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| is_static(path));
         let busybox = busybox.ok_or_else(|| Fail::Skip("no static busybox".to_owned()))?;
         if !nix::unistd::geteuid().is_root() {
@@ -33,17 +39,18 @@ impl Container {
         }
         let mut scene = Scene::create(monitor)?;
         let root = scene.dir.join("r");
-        scene.set("-r", &runc).set("--runtime-arg", format!("--root={}", root.display()));
+        scene.set("-r", &runtime).set("--runtime-arg", format!("--root={}", root.display()));
         let bin = scene.dir.join("b/rootfs/bin");
         fs::create_dir_all(&bin)?;
         for name in ["proc", "dev", "tmp"] {
             fs::create_dir(scene.dir.join("b/rootfs").join(name))?;
         }
         fs::copy(busybox, bin.join("busybox"))?;
-        for applet in ["sh", "cat", "echo", "sleep", "stty", "yes", "head", "true"] {
+        for applet in ["sh", "cat", "echo", "sleep", "stty", "yes", "head", "true", "dd", "kill", "mkfifo"] {
             symlink("busybox", bin.join(applet))?;
         }
-        Ok(Container { scene, runc, process: process(&["/bin/sh", "-c", script], false), root })
+        let process = process(&["/bin/sh", "-c", script], false);
+        Ok(Container { scene, runtime, process, resources: json!({}), root })
     }
 
     /// Runs something else than the script.
@@ -53,6 +60,16 @@ impl Container {
 
     pub fn user(&mut self, uid: u32) {
         self.process["user"] = json!({"uid": uid, "gid": uid});
+    }
+
+    /// Bytes of memory, without swap.
+    pub fn memory(&mut self, bytes: u64) {
+        self.resources["memory"] = json!({"limit": bytes, "swap": bytes});
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.scene.dir
     }
 
     pub fn terminal(&mut self) {
@@ -71,7 +88,7 @@ impl Container {
                  "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]}],
             "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}],
                 // Cases run side by side with the same container ID, and a shared cgroup makes runc complain.
-                "cgroupsPath": self.scene.dir},
+                "cgroupsPath": self.scene.dir, "resources": self.resources},
         });
         fs::write(self.scene.dir.join("b/config.json"), config.to_string())?;
         change(&mut self.scene)?;
@@ -90,26 +107,26 @@ impl Container {
             let text = report["message"].as_str().unwrap_or_default();
             let refused = ["cgroup", "operation not permitted"].iter().any(|word| text.contains(word));
             let fail = if refused { Fail::Skip } else { Fail::Wrong };
-            return Err(fail(format!("runc makes no container here: {text}")));
+            return Err(fail(format!("no container can be made here: {text}")));
         }
-        self.runc(&["start", "ID"])?;
+        self.call(&["start", "ID"])?;
         Ok(live)
     }
 
-    /// Calls runc; `ID` stands for the container's.
-    pub fn runc(&self, words: &[&str]) -> Outcome {
+    /// Calls the runtime; `ID` stands for the container's.
+    pub fn call(&self, words: &[&str]) -> Outcome {
         let words = words.iter().map(|word| if *word == "ID" { CID } else { word });
-        let output = Command::new(&self.runc).arg("--root").arg(&self.root).args(words).output()?;
+        let output = Command::new(&self.runtime).arg("--root").arg(&self.root).args(words).output()?;
         match output.status.success() {
             true => Ok(()),
-            false => Err(Fail::Wrong(format!("runc: {}", String::from_utf8_lossy(&output.stderr)))),
+            false => Err(Fail::Wrong(format!("the runtime: {}", String::from_utf8_lossy(&output.stderr)))),
         }
     }
 
     /// An exec into it, with files of its own.
     pub fn exec(&self, monitor: &Monitor, words: &[&str], terminal: bool) -> Outcome<Scene> {
         let mut scene = Scene::exec(monitor)?;
-        scene.set("-r", &self.runc).set("--runtime-arg", format!("--root={}", self.root.display()));
+        scene.set("-r", &self.runtime).set("--runtime-arg", format!("--root={}", self.root.display()));
         fs::write(scene.dir.join("b/process.json"), process(words, terminal).to_string())?;
         Ok(scene)
     }
@@ -118,7 +135,7 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         // Removes its cgroup too; a container that was never made is no error here.
-        let _ = self.runc(&["delete", "--force", "ID"]);
+        let _ = self.call(&["delete", "--force", "ID"]);
     }
 }
 
