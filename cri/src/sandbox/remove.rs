@@ -20,20 +20,25 @@ pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     if daemon.pods.find(pod.id()).is_none() {
         return Ok(());
     }
-    forget(daemon, &pod)?;
+    forget(daemon, &pod).await?;
     daemon.events.tell(Kind::Deleted, pod.id(), pod.id());
     Ok(())
 }
 
 /// Removes the files of a pod that has nothing else any more.
-pub fn forget(daemon: &Daemon, pod: &Pod) -> Result<()> {
+pub async fn forget(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
+    let gone = Arc::clone(pod);
+    daemon.blocking(move |_| files(&gone)).await?;
+    daemon.pods.remove(pod.id());
+    daemon.pod_names.release(&pod.name());
+    Ok(())
+}
+
+fn files(pod: &Pod) -> Result<()> {
     if pod.record.owns_cgroup {
         cgroup::remove(&pod.record.cgroup_parent)?;
     }
     state::remove_dir(&pod.dirs().run)?;
     // The last, since everything else is found through it.
-    state::remove_dir(&pod.dirs().root)?;
-    daemon.pods.remove(pod.id());
-    daemon.pod_names.release(&pod.name());
-    Ok(())
+    state::remove_dir(&pod.dirs().root)
 }
