@@ -68,6 +68,9 @@ pub struct State {
     pub finished_at: i64,
     pub exit_code: Option<i32>,
     pub oom_killed: bool,
+    /// The runtime could not start it.
+    #[serde(default)]
+    pub never_started: bool,
     /// Why, for people.
     pub message: String,
     /// As changed by an update.
@@ -132,6 +135,7 @@ impl Container {
             finished_at: 0,
             exit_code: None,
             oom_killed: false,
+            never_started: false,
             message: String::new(),
             resources: None,
             clean: false,
@@ -139,6 +143,11 @@ impl Container {
         state::write(&dirs.root.join(STATE), &state)?;
         state::write(&dirs.root.join(RECORD), &record)?;
         Ok(Container::new(record, state, dirs))
+    }
+
+    /// Its record is there; without, nothing was made.
+    pub fn begun(dirs: &Dirs) -> bool {
+        dirs.root.join(RECORD).exists()
     }
 
     /// Reads a container's files.

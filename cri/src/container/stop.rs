@@ -10,6 +10,11 @@ use crate::error::{Error, Result};
 /// SIGTERM.
 const TERM: u8 = 15;
 
+const KILL: u8 = 9;
+
+/// What is killed ends within this, or something holds it.
+const SOON: Duration = Duration::from_secs(2);
+
 /// How long a killed container may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -39,17 +44,32 @@ pub async fn end_process(daemon: &Arc<Daemon>, container: &Arc<Container>, timeo
         }
         Phase::Created | Phase::Running => {}
     }
-    if phase == Phase::Running && !timeout.is_zero() {
-        let number = u8::try_from(container.record.stop_signal).unwrap_or(TERM);
-        let asked = daemon.monitors.call(container.bundle(), move |client| async move { client.signal(number).await });
-        if let Err(error) = asked.await {
-            tracing::debug!(container = container.id(), "{error}");
-        }
-        if tokio::time::timeout(timeout, container.wait_ended()).await.is_ok() {
-            return Ok(());
-        }
+    let number = u8::try_from(container.record.stop_signal).unwrap_or(TERM);
+    if phase == Phase::Running && !timeout.is_zero() && ends_by(daemon, container, number, timeout).await {
+        return Ok(());
     }
-    kill(daemon, container).await
+    // The monitor is there already; the runtime has to be started, and is for what the monitor cannot do.
+    match ends_by(daemon, container, KILL, SOON).await {
+        true => Ok(()),
+        false => kill(daemon, container).await,
+    }
+}
+
+/// Has the monitor send a signal; answers whether the container has ended in time.
+async fn ends_by(daemon: &Daemon, container: &Container, number: u8, timeout: Duration) -> bool {
+    let end = tokio::time::Instant::now() + timeout;
+    let asked = daemon.monitors.call(container.bundle(), move |client| async move { client.signal(number).await });
+    match tokio::time::timeout_at(end, asked).await {
+        Err(_) => return false,
+        // Without its signal, waiting is for one that ends just now.
+        Ok(Err(error)) if number == KILL => {
+            tracing::debug!(container = container.id(), "{error}");
+            return container.state().phase == Phase::Exited;
+        }
+        Ok(Err(error)) => tracing::debug!(container = container.id(), "{error}"),
+        Ok(Ok(_)) => {}
+    }
+    tokio::time::timeout_at(end, container.wait_ended()).await.is_ok()
 }
 
 async fn kill(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {

@@ -74,6 +74,8 @@ pub struct Pod {
     state: Mutex<State>,
     /// One change at a time.
     pub turn: tokio::sync::Mutex<()>,
+    /// Read while a container is made in it; to remove it, that has to be over.
+    pub making: tokio::sync::RwLock<()>,
     dirs: Dirs,
 }
 
@@ -102,14 +104,24 @@ impl Pod {
         let state = State::default();
         state::write(&dirs.root.join(STATE), &state)?;
         state::write(&dirs.root.join(RECORD), &record)?;
-        Ok(Pod { record, state: Mutex::new(state), turn: tokio::sync::Mutex::default(), dirs })
+        Ok(Pod::new(record, state, dirs))
+    }
+
+    fn new(record: Record, state: State, dirs: Dirs) -> Pod {
+        let (turn, making) = (tokio::sync::Mutex::default(), tokio::sync::RwLock::default());
+        Pod { record, state: Mutex::new(state), turn, making, dirs }
+    }
+
+    /// Its record is there; without, nothing was made.
+    pub fn begun(dirs: &Dirs) -> bool {
+        dirs.root.join(RECORD).exists()
     }
 
     /// Reads a pod's files.
     pub fn load(dirs: Dirs) -> Result<Pod> {
         let record = state::read(&dirs.root.join(RECORD))?;
         let state = state::read(&dirs.root.join(STATE))?;
-        Ok(Pod { record, state: Mutex::new(state), turn: tokio::sync::Mutex::default(), dirs })
+        Ok(Pod::new(record, state, dirs))
     }
 
     pub fn id(&self) -> &str {

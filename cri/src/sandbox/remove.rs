@@ -13,6 +13,7 @@ use crate::{cgroup, state};
 pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let Some(pod) = daemon.pods.find(id) else { return Ok(()) };
     stop::stop(daemon, pod.id()).await?;
+    let _making = pod.making.write().await;
     for container in daemon.containers_of(pod.id()) {
         container::remove(daemon, container.id()).await?;
     }

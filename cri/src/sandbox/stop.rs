@@ -13,13 +13,14 @@ use crate::events::Kind;
 pub async fn stop(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let Some(pod) = daemon.pods.find(id) else { return Ok(()) };
     let _turn = pod.turn.lock().await;
+    // First: a container that is being made finds out, and the others are known.
+    let before = pod.state().phase;
+    pod.change(|state| state.phase = Phase::NotReady)?;
     let ends = daemon.containers_of(pod.id()).into_iter().map(|container| {
         let daemon = Arc::clone(daemon);
         async move { container::end_process(&daemon, &container, Duration::ZERO).await }
     });
     futures_util::future::try_join_all(ends).await?;
-    let before = pod.state().phase;
-    pod.change(|state| state.phase = Phase::NotReady)?;
     unmake(daemon, &pod).await?;
     if before == Phase::Ready {
         daemon.events.tell(Kind::Stopped, pod.id(), pod.id());
