@@ -188,7 +188,7 @@ def lives(s):
             running.append(Life(s, number))
             running[-1].start()
             number += 1
-        time.sleep(chance.uniform(0.05, 1.2))
+        time.sleep(chance.uniform(0.02, 0.8))
         kill(s)
         kills += 1
         for life in [life for life in running if not life.is_alive()]:
@@ -309,6 +309,8 @@ def boot(s, containers):
     for mount in sorted(mounts, reverse=True):
         subprocess.run(["umount", "--lazy", mount], check=True)
     shutil.rmtree(own)
+    for table in ["filter", "nat"]:
+        subprocess.run(["iptables", "--table", table, "--flush"], check=True)
     until(lambda: not any(remove_cgroups(pod) for pod in s.ids), "no cgroup is left")
 
 

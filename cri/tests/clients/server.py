@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -50,12 +51,13 @@ class Server:
     def start(self):
         log = open(self.log, "ab")
         self.process = subprocess.Popen(self.words("serve"), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        # grpc waits for seconds after a connection that was refused.
+        until(self.listens, "the server listens", 30)
         channel = grpc.insecure_channel(
             f"unix://{self.socket}",
             options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_http_proxy", 0),
-                     # Neither waits longer after each server that was killed, nor knows of those before.
-                     ("grpc.initial_reconnect_backoff_ms", 50), ("grpc.min_reconnect_backoff_ms", 50),
-                     ("grpc.max_reconnect_backoff_ms", 50), ("grpc.use_local_subchannel_pool", 1),
+                     # Knows nothing of servers that were killed before.
+                     ("grpc.use_local_subchannel_pool", 1),
                      # grpc's own is the socket's path in a form that no host can have; Go's library says localhost, too.
                      ("grpc.default_authority", "localhost")],
         )
@@ -65,9 +67,18 @@ class Server:
         until(lambda: self.answers(), "the server answers", 30)
         return self
 
-    def answers(self):
+    def listens(self):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
+            link.connect(str(self.socket))
+            return True
+        self.runs()
+
+    def runs(self):
         if self.process.poll() is not None:
             raise AssertionError(f"the server ended with {self.process.returncode}: {self.log.read_text()[-3000:]}")
+
+    def answers(self):
+        self.runs()
         with contextlib.suppress(grpc.RpcError):
             return self.runtime.Version(self.types.VersionRequest(), timeout=1)
 
