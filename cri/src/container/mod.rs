@@ -145,9 +145,9 @@ impl Container {
         Ok(Container::new(record, state, dirs))
     }
 
-    /// Its record is there; without, nothing was made.
+    /// Its files are there. With one of them nothing was made yet, or everything else is removed.
     pub fn begun(dirs: &Dirs) -> bool {
-        dirs.root.join(RECORD).exists()
+        [RECORD, STATE].iter().all(|name| dirs.root.join(name).exists())
     }
 
     /// Reads a container's files.

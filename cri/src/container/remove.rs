@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Container, end, stop};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, whole};
 use crate::error::Result;
 use crate::events::Kind;
 use crate::state;
@@ -12,6 +12,11 @@ use crate::state;
 /// Ends a container if need be, and removes all that was its own but the log. One that is not there is fine.
 pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let Some(container) = daemon.containers.find(id) else { return Ok(()) };
+    let daemon = Arc::clone(daemon);
+    whole(async move { remove_it(&daemon, &container).await }).await
+}
+
+async fn remove_it(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     stop::end_process(daemon, &container, Duration::ZERO).await?;
     let _turn = container.turn.lock().await;
     if daemon.containers.find(container.id()).is_none() {

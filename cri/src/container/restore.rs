@@ -13,7 +13,7 @@ pub async fn restore(daemon: &Arc<Daemon>) -> Result<()> {
     for id in state::entries(&daemon.config.root.join("containers"))? {
         let dirs = Dirs::new(&daemon.config, &id);
         if !Container::begun(&dirs) {
-            // It ended before the record was there, so nothing else is.
+            // It was only begun, or nearly removed.
             state::remove_dir(&dirs.root)?;
             continue;
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Container, Phase};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, whole};
 use crate::error::{Error, Result};
 use crate::events::Kind;
 use crate::runtime::Handler;
@@ -11,8 +11,14 @@ use crate::state;
 
 /// Lets a created container run.
 pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
-    let container = daemon.container(id)?;
+    let (daemon, container) = (Arc::clone(daemon), daemon.container(id)?);
+    whole(async move { start_it(&daemon, &container).await }).await
+}
+
+async fn start_it(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     let _turn = container.turn.lock().await;
+    // It may have been removed meanwhile.
+    daemon.container(container.id())?;
     let phase = container.state().phase;
     if phase != Phase::Created {
         return Err(Error::Precondition(format!("Container {} cannot be started, it is {phase:?}", container.id())));
@@ -22,8 +28,8 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let again = container.state().started_at != 0;
     container.change(|state| state.started_at = state::now())?;
     if let Err(error) = handler.start(container.id()).await {
-        if !(again && started(handler, &container).await) {
-            failed(daemon, &container, &error).await;
+        if !(again && started(handler, container).await) {
+            failed(daemon, container, &error).await;
             return Err(error);
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Container, Phase, end};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, whole};
 use crate::error::{Error, Result};
 
 /// SIGTERM.
@@ -28,7 +28,6 @@ pub async fn stop(daemon: &Arc<Daemon>, id: &str, timeout: Duration) -> Result<(
 /// As [`stop`], for a container that is at hand.
 pub async fn end_process(daemon: &Arc<Daemon>, container: &Arc<Container>, timeout: Duration) -> Result<()> {
     let phase = container.state().phase;
-    let handler = daemon.handlers.named(&container.record.handler)?;
     match phase {
         Phase::Exited => return Ok(()),
         Phase::Creating => {
@@ -36,11 +35,8 @@ pub async fn end_process(daemon: &Arc<Daemon>, container: &Arc<Container>, timeo
         }
         // Nobody reports the end of what was never started, or of what lost its monitor, but the runtime.
         Phase::Lost => {
-            let _turn = container.turn.lock().await;
-            handler.delete(container.id()).await?;
-            drop(_turn);
-            end::finish(daemon, container, None).await;
-            return Ok(());
+            let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
+            return whole(async move { delete(&daemon, &container).await }).await;
         }
         Phase::Created | Phase::Running => {}
     }
@@ -51,8 +47,19 @@ pub async fn end_process(daemon: &Arc<Daemon>, container: &Arc<Container>, timeo
     // The monitor is there already; the runtime has to be started, and is for what the monitor cannot do.
     match ends_by(daemon, container, KILL, SOON).await {
         true => Ok(()),
-        false => kill(daemon, container).await,
+        false => {
+            let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
+            whole(async move { kill(&daemon, &container).await }).await
+        }
     }
+}
+
+async fn delete(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
+    let turn = container.turn.lock().await;
+    daemon.handlers.named(&container.record.handler)?.delete(container.id()).await?;
+    drop(turn);
+    end::finish(daemon, container, None).await;
+    Ok(())
 }
 
 /// Has the monitor send a signal; answers whether the container has ended in time.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Pod, stop};
 use crate::container;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, whole};
 use crate::error::Result;
 use crate::events::Kind;
 use crate::{cgroup, state};
@@ -12,6 +12,11 @@ use crate::{cgroup, state};
 /// Stops a pod if need be, and removes it with its containers. One that is not there is fine.
 pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     let Some(pod) = daemon.pods.find(id) else { return Ok(()) };
+    let daemon = Arc::clone(daemon);
+    whole(async move { remove_it(&daemon, &pod).await }).await
+}
+
+async fn remove_it(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     stop::stop(daemon, pod.id()).await?;
     let _making = pod.making.write().await;
     for container in daemon.containers_of(pod.id()) {

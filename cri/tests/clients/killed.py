@@ -215,6 +215,22 @@ def unfinished(s):
 
 
 @case
+def impatient(s):
+    """A client goes away while a pod is stopped or removed: the plugins finish what they have begun"""
+    t, chance = s.types, random.Random(6)
+    for number in range(max(10, LIVES // 4)):
+        pod = s.pod(f"impatient-{number}")[0]
+        s.ids.add(pod)
+        for call, request in [(s.runtime.StopPodSandbox, t.StopPodSandboxRequest(pod_sandbox_id=pod)),
+                              (s.runtime.RemovePodSandbox, t.RemovePodSandboxRequest(pod_sandbox_id=pod))]:
+            under_way = call.future(request)
+            time.sleep(chance.uniform(0, 0.15))
+            under_way.cancel()
+        s.remove_pod(pod)
+    nothing_left(s)
+
+
+@case
 def start_error(s):
     """A runtime that does not start: the call says so, and the status; the pod goes as any other"""
     t = s.types

@@ -83,8 +83,8 @@ class Server:
             return self.runtime.Version(self.types.VersionRequest(), timeout=1)
 
     def stop(self, number=signal.SIGTERM):
-        self.channel.close()
         self.process.send_signal(number)
+        self.channel.close()
         status = self.process.wait(30)
         self.process = None
         return status
