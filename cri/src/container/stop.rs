@@ -25,8 +25,26 @@ pub async fn stop(daemon: &Arc<Daemon>, id: &str, timeout: Duration) -> Result<(
     end_process(daemon, &container, timeout).await
 }
 
-/// As [`stop`], for a container that is at hand.
+/// As [`stop`], for a container that is at hand. What the runtime has of it is gone then, too, so that its removal is
+/// short.
 pub async fn end_process(daemon: &Arc<Daemon>, container: &Arc<Container>, timeout: Duration) -> Result<()> {
+    end_it(daemon, container, timeout).await?;
+    let (daemon, container) = (Arc::clone(daemon), Arc::clone(container));
+    whole(async move {
+        let _turn = container.turn.lock().await;
+        if daemon.containers.find(container.id()).is_none() {
+            return Ok(());
+        }
+        // Who removes it hears of it if it fails again.
+        end::clean(&daemon, &container).await.or_else(|error| {
+            tracing::warn!(container = container.id(), "{error}");
+            Ok(())
+        })
+    })
+    .await
+}
+
+async fn end_it(daemon: &Arc<Daemon>, container: &Arc<Container>, timeout: Duration) -> Result<()> {
     let phase = container.state().phase;
     match phase {
         Phase::Exited => return Ok(()),

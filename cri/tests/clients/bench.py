@@ -45,6 +45,8 @@ state = '{self.dir}/run'
 address = '{self.socket}'
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = 'localhost/busybox:latest'
+# Its pause wants less than this host may give.
+restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = 'overlayfs'
 [plugins."io.containerd.grpc.v1.cri".cni]

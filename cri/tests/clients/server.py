@@ -122,7 +122,8 @@ class Server:
         modes.setdefault("pid", t.CONTAINER)
         options = t.NamespaceOption(**modes)
         context = t.LinuxSandboxSecurityContext(namespace_options=options)
-        return self.pod(name, handler, linux=t.LinuxPodSandboxConfig(security_context=context))
+        # No name: as the kubelet has it.
+        return self.pod(name, handler, hostname="", linux=t.LinuxPodSandboxConfig(security_context=context))
 
     def create(self, pod, script, name="main", image="localhost/busybox:latest", **fields):
         """`pod` is what `pod()` gave back; `script` is for a shell, or a list of words."""
