@@ -59,7 +59,7 @@ pub struct Record {
 }
 
 /// What changes.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct State {
     pub phase: Phase,
     pub pid: i32,
@@ -79,9 +79,10 @@ pub struct State {
     pub clean: bool,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Phase {
     /// Being made; after a crash it is unmade.
+    #[default]
     Creating,
     Created,
     Running,
@@ -128,32 +129,22 @@ impl Container {
     pub fn begin(record: Record, dirs: Dirs) -> Result<Container> {
         use crate::error::Context;
         std::fs::create_dir_all(&dirs.root).context(|| format!("Failed to make {}", dirs.root.display()))?;
-        let state = State {
-            phase: Phase::Creating,
-            pid: 0,
-            started_at: 0,
-            finished_at: 0,
-            exit_code: None,
-            oom_killed: false,
-            never_started: false,
-            message: String::new(),
-            resources: None,
-            clean: false,
-        };
-        state::write(&dirs.root.join(STATE), &state)?;
+        let state = State::default();
         state::write(&dirs.root.join(RECORD), &record)?;
         Ok(Container::new(record, state, dirs))
     }
 
-    /// Its files are there. With one of them nothing was made yet, or everything else is removed.
+    /// Its record is there. Without, nothing was made yet, or everything else is removed.
     pub fn begun(dirs: &Dirs) -> bool {
-        [RECORD, STATE].iter().all(|name| dirs.root.join(name).exists())
+        dirs.root.join(RECORD).exists()
     }
 
     /// Reads a container's files.
     pub fn load(dirs: Dirs) -> Result<Container> {
         let record = state::read(&dirs.root.join(RECORD))?;
-        let state = state::read(&dirs.root.join(STATE))?;
+        let path = dirs.root.join(STATE);
+        // Written when it is made, and perhaps removed already: either way it is to be unmade.
+        let state = if path.exists() { state::read(&path)? } else { State::default() };
         Ok(Container::new(record, state, dirs))
     }
 
@@ -184,7 +175,7 @@ impl Container {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes the state; it is on the disk when this returns.
+    /// Changes the state; whoever comes after a kill finds it.
     pub fn change(&self, change: impl FnOnce(&mut State)) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = state.clone();

@@ -102,7 +102,6 @@ impl Pod {
     pub fn begin(record: Record, dirs: Dirs) -> Result<Pod> {
         std::fs::create_dir_all(&dirs.root).context(|| format!("Failed to make {}", dirs.root.display()))?;
         let state = State::default();
-        state::write(&dirs.root.join(STATE), &state)?;
         state::write(&dirs.root.join(RECORD), &record)?;
         Ok(Pod::new(record, state, dirs))
     }
@@ -112,15 +111,17 @@ impl Pod {
         Pod { record, state: Mutex::new(state), turn, making, dirs }
     }
 
-    /// Its files are there. With one of them nothing was made yet, or everything else is removed.
+    /// Its record is there. Without, nothing was made yet, or everything else is removed.
     pub fn begun(dirs: &Dirs) -> bool {
-        [RECORD, STATE].iter().all(|name| dirs.root.join(name).exists())
+        dirs.root.join(RECORD).exists()
     }
 
     /// Reads a pod's files.
     pub fn load(dirs: Dirs) -> Result<Pod> {
         let record = state::read(&dirs.root.join(RECORD))?;
-        let state = state::read(&dirs.root.join(STATE))?;
+        let path = dirs.root.join(STATE);
+        // Written when it is made, and perhaps removed already: either way it is to be unmade.
+        let state = if path.exists() { state::read(&path)? } else { State::default() };
         Ok(Pod::new(record, state, dirs))
     }
 
@@ -140,7 +141,7 @@ impl Pod {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes the state; it is on the disk when this returns.
+    /// Changes the state; whoever comes after a kill finds it.
     pub fn change(&self, change: impl FnOnce(&mut State)) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = state.clone();
