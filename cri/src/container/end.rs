@@ -130,7 +130,8 @@ fn strays(id: &str, programs: &[&Path]) -> usize {
     let of_this = |pid: &i32| {
         let Ok(exe) = std::fs::read_link(format!("/proc/{pid}/exe")) else { return false };
         let Ok(words) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-        programs.iter().any(|program| same_file(&exe, program)) && words.split(|byte| *byte == 0).any(|word| word == id.as_bytes())
+        programs.iter().any(|program| same_file(&exe, program))
+            && words.split(|byte| *byte == 0).any(|word| word == id.as_bytes())
     };
     let strays: Vec<i32> = pids.filter(of_this).collect();
     for pid in &strays {
@@ -142,5 +143,6 @@ fn strays(id: &str, programs: &[&Path]) -> usize {
 fn same_file(exe: &Path, program: &Path) -> bool {
     // Another version may have taken its place.
     let exe = Path::new(exe.to_str().map_or("", |exe| exe.trim_end_matches(" (deleted)")));
-    exe == program || runtime::in_path(program).and_then(|path| path.canonicalize().ok()).is_some_and(|path| path == exe)
+    exe == program
+        || runtime::in_path(program).and_then(|path| path.canonicalize().ok()).is_some_and(|path| path == exe)
 }

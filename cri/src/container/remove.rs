@@ -17,13 +17,13 @@ pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
 }
 
 async fn remove_it(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
-    stop::end_process(daemon, &container, Duration::ZERO).await?;
+    stop::end_process(daemon, container, Duration::ZERO).await?;
     let _turn = container.turn.lock().await;
     if daemon.containers.find(container.id()).is_none() {
         return Ok(());
     }
-    end::clean(daemon, &container).await?;
-    forget(daemon, &container).await?;
+    end::clean(daemon, container).await?;
+    forget(daemon, container).await?;
     daemon.events.tell(Kind::Deleted, container.id(), &container.record.pod);
     Ok(())
 }

@@ -27,11 +27,11 @@ async fn start_it(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()
     // Before the runtime is asked: should this program die now, the time is known.
     let again = container.state().started_at != 0;
     container.change(|state| state.started_at = state::now())?;
-    if let Err(error) = handler.start(container.id()).await {
-        if !(again && started(handler, container).await) {
-            failed(daemon, container, &error).await;
-            return Err(error);
-        }
+    if let Err(error) = handler.start(container.id()).await
+        && !(again && started(handler, container).await)
+    {
+        failed(daemon, container, &error).await;
+        return Err(error);
     }
     container.change(|state| {
         if state.phase == Phase::Created {

@@ -54,7 +54,8 @@ fn is_registry(text: &str) -> bool {
     let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
     let ends = |label: &str| label.starts_with(alphanumeric) && label.ends_with(alphanumeric);
     let label = |label: &str| ends(label) && label.chars().all(|each| alphanumeric(each) || each == '-');
-    host.split('.').all(label) && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
+    host.split('.').all(label)
+        && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn alphanumeric(each: char) -> bool {
@@ -99,11 +100,58 @@ mod tests {
         let both = format!("localhost:5000/a/b:v1@sha256:{hex}");
         let long = format!("quay.io/{}", "a".repeat(256));
         let texts = [
-            "a", "a/b", "a/b/c", "localhost/a", "localhost:5000/a", "localhost:5000/a:b", "a.b/c", "a.b", "a/B", "A.b/c",
-            "docker.io/a", "docker.io/a/b", "index.docker.io/a", "a:1", "a:1.2-3_4", "a:-1", "a:.1", "a:", "a@", ":a", "/a", "a/", "",
-            "a//b", "a..b", "a__b", "a___b", "a_b", "a--b", "a---b", "a-", "-a", "a.-b", "a-_b", "a:1:2", "a@b", "a@sha256:xyz",
-            "host-.io/a", "-host.io/a", "host:x/a", "host:/a", "host:12/a", "127.0.0.1:1/x:y", "Not A Name", "a\n", "a:b/c", "a.b:1",
-            &digest, &short, &both, &long, &long[..263],
+            "a",
+            "a/b",
+            "a/b/c",
+            "localhost/a",
+            "localhost:5000/a",
+            "localhost:5000/a:b",
+            "a.b/c",
+            "a.b",
+            "a/B",
+            "A.b/c",
+            "docker.io/a",
+            "docker.io/a/b",
+            "index.docker.io/a",
+            "a:1",
+            "a:1.2-3_4",
+            "a:-1",
+            "a:.1",
+            "a:",
+            "a@",
+            ":a",
+            "/a",
+            "a/",
+            "",
+            "a//b",
+            "a..b",
+            "a__b",
+            "a___b",
+            "a_b",
+            "a--b",
+            "a---b",
+            "a-",
+            "-a",
+            "a.-b",
+            "a-_b",
+            "a:1:2",
+            "a@b",
+            "a@sha256:xyz",
+            "host-.io/a",
+            "-host.io/a",
+            "host:x/a",
+            "host:/a",
+            "host:12/a",
+            "127.0.0.1:1/x:y",
+            "Not A Name",
+            "a\n",
+            "a:b/c",
+            "a.b:1",
+            &digest,
+            &short,
+            &both,
+            &long,
+            &long[..263],
         ];
         for text in texts {
             let (ours, theirs) = (parse(text), text.parse::<Reference>());

@@ -153,7 +153,9 @@ impl Network {
     /// For people: which network it is.
     pub fn info(&self) -> Value {
         match self.chain() {
-            Ok(chain) => json!({ "name": chain.name, "plugins": chain.plugins.iter().map(|plugin| &plugin.kind).collect::<Vec<_>>() }),
+            Ok(chain) => {
+                json!({ "name": chain.name, "plugins": chain.plugins.iter().map(|plugin| &plugin.kind).collect::<Vec<_>>() })
+            }
             Err(error) => json!({ "error": error.to_string() }),
         }
     }

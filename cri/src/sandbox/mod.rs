@@ -33,8 +33,8 @@ pub use list::{Filter, list, matching};
 pub use port_forward::netns;
 pub use remove::remove;
 pub use run::run;
-pub use status::status;
 pub use stats::{Stats, stats};
+pub use status::status;
 pub use stop::{stop, unmake};
 
 /// What does not change after the creation; the request is kept as it came.

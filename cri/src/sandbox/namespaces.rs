@@ -106,7 +106,16 @@ fn check(request: &PinRequest) -> Result<()> {
 
 /// The kind of namespace that a sysctl belongs to (namespaces(7)).
 fn sysctl_kind(name: &str) -> Option<&'static str> {
-    let ipc = ["kernel.sem", "kernel.shm_rmid_forced", "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.shmall", "kernel.shmmax", "kernel.shmmni"];
+    let ipc = [
+        "kernel.sem",
+        "kernel.shm_rmid_forced",
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+    ];
     match name {
         name if name.contains("..") || name.contains("/..") => None,
         name if name.starts_with("net.") => Some("net"),
@@ -158,7 +167,8 @@ fn pin_here() -> Result<()> {
     let flags = wanted.iter().filter(|(wanted, _)| *wanted).fold(CloneFlags::empty(), |flags, (_, flag)| flags | *flag);
     unshare(flags).context(|| "Failed to leave namespaces")?;
     if request.uts && !request.hostname.is_empty() {
-        nix::unistd::sethostname(&request.hostname).context(|| format!("Failed to set hostname {}", request.hostname))?;
+        nix::unistd::sethostname(&request.hostname)
+            .context(|| format!("Failed to set hostname {}", request.hostname))?;
     }
     for (name, value) in &request.sysctls {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
@@ -271,7 +281,12 @@ mod tests {
         };
         assert!(check(&request("net.ipv4.ip_forward", true, false)).is_ok());
         assert!(check(&request("kernel.shm_rmid_forced", false, true)).is_ok());
-        for (name, net, ipc) in [("net.ipv4.ip_forward", false, true), ("kernel.sem", true, false), ("vm.swappiness", true, true), ("net./../kernel/x", true, true)] {
+        for (name, net, ipc) in [
+            ("net.ipv4.ip_forward", false, true),
+            ("kernel.sem", true, false),
+            ("vm.swappiness", true, true),
+            ("net./../kernel/x", true, true),
+        ] {
             let error = check(&request(name, net, ipc)).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
         }

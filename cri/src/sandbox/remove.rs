@@ -26,7 +26,7 @@ async fn remove_it(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     if daemon.pods.find(pod.id()).is_none() {
         return Ok(());
     }
-    forget(daemon, &pod).await?;
+    forget(daemon, pod).await?;
     daemon.events.tell(Kind::Deleted, pod.id(), pod.id());
     Ok(())
 }

@@ -29,7 +29,7 @@ async fn stop_it(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
         async move { container::end_process(&daemon, &container, Duration::ZERO).await }
     });
     futures_util::future::try_join_all(ends).await?;
-    unmake(daemon, &pod).await?;
+    unmake(daemon, pod).await?;
     if before == Phase::Ready {
         daemon.events.tell(Kind::Stopped, pod.id(), pod.id());
     }
