@@ -52,7 +52,7 @@ async fn after_the_monitor(daemon: &Daemon, container: &Container) -> Option<End
 
 /// Takes note of an end that somebody knows of, tells everybody, and cleans up.
 pub async fn finish(daemon: &Arc<Daemon>, container: &Arc<Container>, ended: Option<Ended>) {
-    let noted = container.change(|state| {
+    container.learn(|state| {
         if state.phase == Phase::Exited {
             return;
         }
@@ -64,9 +64,6 @@ pub async fn finish(daemon: &Arc<Daemon>, container: &Arc<Container>, ended: Opt
         // The kubelet takes an end before the start for nonsense.
         state.finished_at = ended.map_or_else(state::now, |ended| ended.finished_at).max(state.started_at);
     });
-    if let Err(error) = noted {
-        tracing::error!(container = container.id(), "Failed to take note of the end: {error}");
-    }
     container.ended.send_replace(true);
     daemon.events.tell(Kind::Stopped, container.id(), &container.record.pod);
     let _turn = container.turn.lock().await;
@@ -96,7 +93,8 @@ pub async fn clean(daemon: &Daemon, container: &Container) -> Result<()> {
         images.unmount(&id, &dirs.rootfs())
     };
     daemon.images_blocking(work).await?;
-    container.change(|state| state.clean = true)
+    container.learn(|state| state.clean = true);
+    Ok(())
 }
 
 /// The container's cgroup as its config.json names it; systemd removes those that it has made.

@@ -185,6 +185,15 @@ impl Container {
         Ok(())
     }
 
+    /// Takes note of what is so, also when it cannot be written down: a full disk must not be in the way of removals.
+    pub fn learn(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        if let Err(error) = state::write(&self.dirs.root.join(STATE), &*state) {
+            tracing::error!(id = self.record.id, "{error}");
+        }
+    }
+
     /// What has a pid and answers.
     pub fn running(&self) -> Result<State> {
         let state = self.state();

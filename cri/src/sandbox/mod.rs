@@ -151,6 +151,15 @@ impl Pod {
         Ok(())
     }
 
+    /// Takes note of what is so, also when it cannot be written down: a full disk must not be in the way of removals.
+    pub fn learn(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        if let Err(error) = state::write(&self.dirs.root.join(STATE), &*state) {
+            tracing::error!(id = self.record.id, "{error}");
+        }
+    }
+
     pub fn namespaces(&self) -> NamespaceOption {
         let linux = self.record.config.linux.as_ref();
         linux.and_then(|linux| linux.security_context.as_ref()?.namespace_options.clone()).unwrap_or_default()

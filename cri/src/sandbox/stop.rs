@@ -23,7 +23,7 @@ async fn stop_it(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     }
     // First: a container that is being made finds out, and the others are known.
     let before = pod.state().phase;
-    pod.change(|state| state.phase = Phase::NotReady)?;
+    pod.learn(|state| state.phase = Phase::NotReady);
     let ends = daemon.containers_of(pod.id()).into_iter().map(|container| {
         let daemon = Arc::clone(daemon);
         async move { container::end_process(&daemon, &container, Duration::ZERO).await }

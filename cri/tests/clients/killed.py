@@ -313,6 +313,40 @@ def reboot(s):
     nothing_left(s)
 
 
+@case
+def full(s):
+    """The disk is full: ends are known, pods can be stopped and removed, and new ones are refused in these words"""
+    t = s.types
+    s.stop()
+    places = [s.dir / "root" / kind for kind in ["pods", "containers"]]
+    for place in places:
+        place.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=True)
+    try:
+        s.start()
+        pod = s.pod("full")
+        s.ids.add(pod[0])
+        ends = s.run(pod, "sleep 0.3; exit 8", name="ends")
+        stays = s.run(pod, "while :; do sleep 0.1; done", name="stays")
+        for place in places:
+            with contextlib.suppress(OSError), open(place / "filler", "wb", buffering=0) as filler:
+                while filler.write(bytes(4096)):
+                    pass
+        same("exit code", s.ended(ends).exit_code, 8)
+        with refused(grpc.StatusCode.UNKNOWN, "No space left"):
+            s.host_pod("full-too")
+        s.end(stays, 0)
+        same("exit code", s.status(stays).exit_code, 137)
+        s.remove_pod(pod)
+        same("pods", [p.id for p in s.pods()], [])
+    finally:
+        s.stop()
+        for place in places:
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
+        s.start()
+    nothing_left(s)
+
+
 def boot(s, containers):
     """What a reboot does to a server that is not there."""
     own = str(s.dir / "run")
