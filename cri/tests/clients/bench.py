@@ -134,6 +134,31 @@ def helpers(s):
     return found
 
 
+def alone(s, scratch, times):
+    """What runc itself takes to create and start one of our containers: nobody can be faster with it."""
+    pod = s.host_pod("alone")
+    container = s.run(pod, ["sleep", "1000000"])
+    bundle = scratch / "alone"
+    bundle.mkdir()
+    config = json.loads((s.dir / "run/containers" / container / "config.json").read_text())
+    config["root"]["path"] = str(s.dir / "run/containers" / container / "rootfs")
+    config["linux"]["cgroupsPath"] = f"/conward/{pod[0]}/alone"
+    (bundle / "config.json").write_text(json.dumps(config))
+    runc = ["runc", "--root", str(scratch / "alone-state")]
+
+    def call(*words):
+        subprocess.run([*runc, *words, "alone"], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def both():
+        call("create", "--bundle", str(bundle))
+        call("start")
+
+    for _ in range(10):
+        timed(times, "runc alone: create + start", both)
+        call("delete", "--force")
+    s.remove_pod(pod)
+
+
 def with_pods(s, count):
     pods = [s.host_pod(f"m{number}") for number in range(count)]
     for pod in pods:
@@ -188,6 +213,8 @@ def main():
             for name, s in order if number % 2 else order[::-1]:
                 life(s, times[name], number, host=False)
                 life(s, times[name], number, host=True)
+        floor = {}
+        alone(ours, scratch, floor)
         memory = {name: with_pods(s, words.pods) for name, s in servers.items()}
     finally:
         for s in servers.values():
@@ -197,11 +224,11 @@ def main():
         for run in in_memory:
             subprocess.run(["umount", "--lazy", str(run)], check=False)
         shutil.rmtree(scratch, ignore_errors=True)
-    report(times, idle, memory, words)
+    report(times, floor, idle, memory, words)
     return 0
 
 
-def report(times, idle, memory, words):
+def report(times, floor, idle, memory, words):
     version = subprocess.run(["containerd", "--version"], capture_output=True, text=True).stdout.split()[2]
     print(f"conward-cri beside containerd {version}, runc, {words.rounds} rounds in turn; p50 / min, ms\n")
     print(f"{'call':28} {'containerd':>15} {'conward-cri':>15} {'ratio':>7} {'aim':>5}")
@@ -212,6 +239,8 @@ def report(times, idle, memory, words):
         figures[call] = ratio
         shown = [f"{statistics.median(each):.1f} / {min(each):.1f}" for each in (theirs, ours)]
         print(f"{call:28} {shown[0]:>15} {shown[1]:>15} {ratio:6.2f}x {AIMS.get(call, ''):>5}")
+    for call, each in floor.items():
+        print(f"{call:28} {f'{statistics.median(each):.1f} / {min(each):.1f}':>15}")
     print(f"\n{'private memory, KiB':28} {'containerd':>15} {'conward-cri':>15}")
     print(f"{'server, idle':28} {idle['containerd']:15} {idle['conward-cri']:15}")
     rows = {name: memory[name] for name in ["containerd", "conward-cri"]}

@@ -84,6 +84,8 @@ def leaks(s):
     for kind in ["pods", "containers"]:
         for parent in [s.dir / "root" / kind, s.dir / "run" / kind]:
             found += [f"directory {path}" for path in (parent.iterdir() if parent.exists() else [])]
+    rw = s.dir / "root/containers-rw"
+    found += [f"writable layer {path}" for path in (rw.iterdir() if rw.exists() else [])]
     cgroups = pathlib.Path("/sys/fs/cgroup")
     found += [f"cgroup {path}" for path in [*cgroups.glob("*/conward/*"), *cgroups.glob("conward/*")] if path.name in s.ids]
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
