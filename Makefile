@@ -46,7 +46,7 @@ remap = --config 'target."cfg(all())".rustflags = \
 	["--remap-path-prefix=$(cargo_home)=/cargo", "--remap-path-prefix=$(CURDIR)=/conward"]'
 
 .DEFAULT_GOAL = help
-.PHONY: help build run test test-vm bench soak fuzz lint install uninstall deb rpm
+.PHONY: help build run test test-vm bench bench-cri soak fuzz lint install uninstall deb rpm
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -72,6 +72,10 @@ bench: ## Compare with Debian's conmon and print a table; ARGS="--quick --realti
 	tools/setup bench
 	cargo build --release --locked
 	CONWARD=$(abspath $(binary)) cargo bench --quiet --locked --bench side_by_side -- $(ARGS)
+
+bench-cri: ## Compare conward-cri with Debian's containerd and print a table; ARGS="--pods 10 --rounds 5" (root)
+	tools/setup bench-cri
+	RELEASE=1 cri/tests/run bench $(ARGS)
 
 soak: ## Run the tests of load, loss and the service at full size (root, takes long, needs 40 GB)
 	tools/setup test

@@ -16,6 +16,17 @@ use crate::sandbox::{self, Pod};
 use crate::state::Table;
 use crate::streaming::Streaming;
 
+/// Does something to its end, also when the client that asked for it goes away: half of a change is worse than all or
+/// nothing of it.
+pub async fn whole<T, W>(work: W) -> Result<T>
+where
+    T: Send + 'static,
+    W: Future<Output = Result<T>> + Send + 'static,
+{
+    let done = tokio::spawn(work).await;
+    done.unwrap_or_else(|error| Err(Error::failed(format!("Work broke off: {error}"))))
+}
+
 #[derive(Debug)]
 pub struct Daemon {
     pub config: Config,

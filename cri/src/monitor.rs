@@ -163,6 +163,13 @@ impl From<Exit> for Ended {
     }
 }
 
+/// The monitor of a bundle runs.
+pub fn alive(bundle: &Path, id: &str) -> bool {
+    let Ok(pid) = std::fs::read_to_string(bundle.join(MONITOR_PIDFILE)) else { return false };
+    let words = std::fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
+    words.split(|byte| *byte == 0).any(|word| word == id.as_bytes())
+}
+
 /// Reads what a monitor that is gone has left in the bundle (SPECIFICATION, exit.json).
 pub fn record(bundle: &Path) -> Option<Ended> {
     #[derive(serde::Deserialize)]

@@ -1,6 +1,7 @@
 //! OCI runtimes, as command lines: finding them and calling them.
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -30,6 +31,12 @@ pub struct Handlers(pub Vec<Handler>);
 
 /// The longest that a runtime may take for one command.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The longest that a new server waits for what the one before has begun.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// Attempts to delete one container.
+const DELETIONS: usize = 3;
 
 impl Handlers {
     /// The configured handlers, or those that are found on this host.
@@ -106,10 +113,19 @@ impl Handler {
 
     /// Forgets a container and kills what is left of it; one that is unknown is fine.
     pub async fn delete(&self, id: &str) -> Result<()> {
-        if !self.knows(id) {
-            return Ok(());
+        let mut deleted = Ok(());
+        // Processes that disappear can be in the way, and so can a command of a server that was killed meanwhile.
+        for _ in 0..DELETIONS {
+            if !self.knows(id) {
+                return Ok(());
+            }
+            deleted = self.call(&["delete", "--force", id], b"", &format!("delete container {id}")).await.map(drop);
+            if deleted.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        self.call(&["delete", "--force", id], b"", &format!("delete container {id}")).await.map(drop)
+        deleted
     }
 
     /// `created`, `running`, `stopped` or `paused`; nothing for a container that the runtime does not know.
@@ -158,6 +174,27 @@ impl Handler {
         }
     }
 }
+
+/// Waits for commands that change containers, given by a server that was killed meanwhile.
+pub async fn settle(run: &Path) {
+    let root = run.join("runtimes");
+    let end = tokio::time::Instant::now() + SETTLED;
+    while changing(&root) && tokio::time::Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn changing(root: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return false };
+    entries.flatten().any(|entry| {
+        let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<_> = words.split(|byte| *byte == 0).collect();
+        let ours = |pair: &[&[u8]]| pair[0] == b"--root" && Path::new(OsStr::from_bytes(pair[1])).starts_with(root);
+        words.windows(2).any(ours) && words.iter().any(|word| CHANGES.contains(word))
+    })
+}
+
+const CHANGES: [&[u8]; 4] = [b"start", b"kill", b"delete", b"update"];
 
 /// What `RUNTIME features` tells (runtime-spec, features.md); older runtimes have no such command.
 #[derive(Debug, serde::Deserialize)]

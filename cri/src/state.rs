@@ -14,22 +14,23 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Context, Error, Result};
 
-/// Writes a JSON document; it is on the disk when this returns.
+/// Writes a JSON document as a whole: what is there after a power failure is this, or what was there before.
 pub fn write(path: &Path, value: &impl Serialize) -> Result<()> {
     let doing = || format!("Failed to write {}", path.display());
     let bytes = serde_json::to_vec(value).context(doing)?;
     write_bytes(path, &bytes)
 }
 
-/// Writes a file as a whole; it is on the disk when this returns.
+/// As [`write`], of bytes. A new file is on the disk when this returns; a new version of one soon after.
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     let doing = || format!("Failed to write {}", path.display());
+    let known = path.exists();
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let mut file = File::create(&temporary).context(doing)?;
     file.write_all(bytes).and_then(|()| file.sync_all()).context(doing)?;
     fs::rename(&temporary, path).context(doing)?;
-    if let Some(parent) = path.parent() {
+    if let Some(parent) = path.parent().filter(|_| !known) {
         File::open(parent).and_then(|dir| dir.sync_all()).context(doing)?;
     }
     Ok(())

@@ -1,4 +1,7 @@
-//! The first process of a pod's pid namespace: takes the orphans' ends, and does nothing else until it is killed.
+//! The first process of a pod's pid namespace: takes the orphans' ends, and does nothing else until it is killed. It
+//! begins when it gets a byte, and ends without one: then whoever started it died before taking note of it.
+
+use std::io::Read;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -9,6 +12,9 @@ fn main() {
         signals.add(signal);
     }
     if signals.thread_block().is_err() {
+        return;
+    }
+    if std::io::stdin().read_exact(&mut [0]).is_err() {
         return;
     }
     while let Ok(Signal::SIGCHLD) = signals.wait() {

@@ -30,9 +30,8 @@ pub async fn create(daemon: &Arc<Daemon>, pod: &str, config: ContainerConfig) ->
 }
 
 async fn make(daemon: &Arc<Daemon>, pod: &Arc<Pod>, config: ContainerConfig) -> Result<String> {
-    if pod.state().phase != sandbox::Phase::Ready {
-        return Err(Error::Precondition(format!("Pod {} is not ready", pod.id())));
-    }
+    let _making = pod.making.read().await;
+    ready(pod)?;
     let reference = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
     let image = daemon.images_blocking(move |images| take(images, &reference)).await?;
     let id = state::new_id()?;
@@ -57,6 +56,11 @@ async fn make(daemon: &Arc<Daemon>, pod: &Arc<Pod>, config: ContainerConfig) -> 
             daemon.containers.insert(&id, Arc::clone(&container));
             end::watch(daemon, Arc::clone(&container));
             daemon.events.tell(Kind::Created, &id, pod.id());
+            // Now that who stops the pod finds it: somebody may have done so before.
+            if let Err(error) = ready(pod) {
+                remove::remove(daemon, &id).await?;
+                return Err(error);
+            }
             Ok(id)
         }
         Err(error) => {
@@ -65,6 +69,14 @@ async fn make(daemon: &Arc<Daemon>, pod: &Arc<Pod>, config: ContainerConfig) -> 
             }
             Err(error)
         }
+    }
+}
+
+/// A pod may be stopped while containers are made in it.
+fn ready(pod: &Pod) -> Result<()> {
+    match pod.state().phase {
+        sandbox::Phase::Ready => Ok(()),
+        _ => Err(Error::Precondition(format!("Pod {} is not ready", pod.id()))),
     }
 }
 

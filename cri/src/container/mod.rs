@@ -59,7 +59,7 @@ pub struct Record {
 }
 
 /// What changes.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct State {
     pub phase: Phase,
     pub pid: i32,
@@ -68,6 +68,9 @@ pub struct State {
     pub finished_at: i64,
     pub exit_code: Option<i32>,
     pub oom_killed: bool,
+    /// The runtime could not start it.
+    #[serde(default)]
+    pub never_started: bool,
     /// Why, for people.
     pub message: String,
     /// As changed by an update.
@@ -76,9 +79,10 @@ pub struct State {
     pub clean: bool,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub enum Phase {
     /// Being made; after a crash it is unmade.
+    #[default]
     Creating,
     Created,
     Running,
@@ -125,26 +129,22 @@ impl Container {
     pub fn begin(record: Record, dirs: Dirs) -> Result<Container> {
         use crate::error::Context;
         std::fs::create_dir_all(&dirs.root).context(|| format!("Failed to make {}", dirs.root.display()))?;
-        let state = State {
-            phase: Phase::Creating,
-            pid: 0,
-            started_at: 0,
-            finished_at: 0,
-            exit_code: None,
-            oom_killed: false,
-            message: String::new(),
-            resources: None,
-            clean: false,
-        };
-        state::write(&dirs.root.join(STATE), &state)?;
+        let state = State::default();
         state::write(&dirs.root.join(RECORD), &record)?;
         Ok(Container::new(record, state, dirs))
+    }
+
+    /// Its record is there. Without, nothing was made yet, or everything else is removed.
+    pub fn begun(dirs: &Dirs) -> bool {
+        dirs.root.join(RECORD).exists()
     }
 
     /// Reads a container's files.
     pub fn load(dirs: Dirs) -> Result<Container> {
         let record = state::read(&dirs.root.join(RECORD))?;
-        let state = state::read(&dirs.root.join(STATE))?;
+        let path = dirs.root.join(STATE);
+        // Written when it is made, and perhaps removed already: either way it is to be unmade.
+        let state = if path.exists() { state::read(&path)? } else { State::default() };
         Ok(Container::new(record, state, dirs))
     }
 
@@ -175,7 +175,7 @@ impl Container {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes the state; it is on the disk when this returns.
+    /// Changes the state; whoever comes after a kill finds it.
     pub fn change(&self, change: impl FnOnce(&mut State)) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = state.clone();
@@ -183,6 +183,15 @@ impl Container {
         state::write(&self.dirs.root.join(STATE), &next)?;
         *state = next;
         Ok(())
+    }
+
+    /// Takes note of what is so, also when it cannot be written down: a full disk must not be in the way of removals.
+    pub fn learn(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        if let Err(error) = state::write(&self.dirs.root.join(STATE), &*state) {
+            tracing::error!(id = self.record.id, "{error}");
+        }
     }
 
     /// What has a pid and answers.

@@ -3,24 +3,34 @@
 use std::sync::Arc;
 
 use super::{Container, Phase};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, whole};
 use crate::error::{Error, Result};
 use crate::events::Kind;
+use crate::runtime::Handler;
 use crate::state;
 
 /// Lets a created container run.
 pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
-    let container = daemon.container(id)?;
+    let (daemon, container) = (Arc::clone(daemon), daemon.container(id)?);
+    whole(async move { start_it(&daemon, &container).await }).await
+}
+
+async fn start_it(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()> {
     let _turn = container.turn.lock().await;
+    // It may have been removed meanwhile.
+    daemon.container(container.id())?;
     let phase = container.state().phase;
     if phase != Phase::Created {
         return Err(Error::Precondition(format!("Container {} cannot be started, it is {phase:?}", container.id())));
     }
     let handler = daemon.handlers.named(&container.record.handler)?;
     // Before the runtime is asked: should this program die now, the time is known.
+    let again = container.state().started_at != 0;
     container.change(|state| state.started_at = state::now())?;
-    if let Err(error) = handler.start(container.id()).await {
-        failed(daemon, &container, &error).await;
+    if let Err(error) = handler.start(container.id()).await
+        && !(again && started(handler, container).await)
+    {
+        failed(daemon, container, &error).await;
         return Err(error);
     }
     container.change(|state| {
@@ -32,10 +42,15 @@ pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// A server that was killed meanwhile has done it.
+async fn started(handler: &Handler, container: &Container) -> bool {
+    !matches!(handler.status(container.id()).await.as_ref().map(Option::as_deref), Ok(Some("created")))
+}
+
 /// A container that could not be started will not be: it ends, and its status says why.
 async fn failed(daemon: &Arc<Daemon>, container: &Arc<Container>, error: &Error) {
     let text = error.to_string();
-    if let Err(error) = container.change(|state| state.message.clone_from(&text)) {
+    if let Err(error) = container.change(|state| (state.never_started, state.message) = (true, text)) {
         tracing::warn!(container = container.id(), "{error}");
     }
     let Ok(handler) = daemon.handlers.named(&container.record.handler) else { return };

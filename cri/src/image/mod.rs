@@ -11,6 +11,7 @@ mod import;
 mod layers;
 mod name;
 mod pull;
+mod reference;
 mod rootfs;
 mod store;
 mod unpack;

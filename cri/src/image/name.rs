@@ -15,7 +15,7 @@ pub enum Wanted {
 
 /// Reads a name with everything that it leaves out.
 pub fn parse(text: &str) -> Result<Reference> {
-    text.parse().map_err(|error| Error::Invalid(format!("Bad image name {text:?}: {error}")))
+    super::reference::parse(text).map_err(|error| Error::Invalid(format!("Bad image name {text:?}: {error}")))
 }
 
 /// The whole name: registry, repository, and tag or digest.

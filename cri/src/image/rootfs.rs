@@ -88,18 +88,28 @@ impl Store {
 
     /// Removes the writable layer of a container with all that is still mounted of it; repeatable.
     pub fn remove_rw(&self, container: &str) -> Result<()> {
+        self.sweep(&self.retire_rw(container)?)
+    }
+
+    /// Removes what was retired, which may take long.
+    pub fn sweep(&self, retired: &Path) -> Result<()> {
+        files::remove_tree(retired)
+    }
+
+    /// The short part of [`Store::remove_rw`]: answers with what is to be swept, which a later start would do otherwise.
+    pub fn retire_rw(&self, container: &str) -> Result<PathBuf> {
         let dir = self.container_dir(container)?;
         for target in read(&dir).targets {
             detach(&target)?;
         }
+        let gone = self.writable().join(format!(".gone-{container}"));
         if dir.exists() {
-            let gone = self.writable().join(format!(".gone-{container}"));
             files::remove_tree(&gone)?;
             fs::rename(&dir, &gone).context(|| format!("Failed to remove {}", dir.display()))?;
-            files::remove_tree(&gone)?;
         }
         self.state().containers.remove(container);
-        self.collect()
+        self.collect()?;
+        Ok(gone)
     }
 
     /// The containers that have a writable layer or a mount.

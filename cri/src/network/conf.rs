@@ -126,7 +126,12 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in [r#"{"type": "x"}"#, r#"{"name": "n"}"#, r#"{"name": "n", "plugins": []}"#, r#"{"name": "n", "type": "../x"}"#] {
+        for text in [
+            r#"{"type": "x"}"#,
+            r#"{"name": "n"}"#,
+            r#"{"name": "n", "plugins": []}"#,
+            r#"{"name": "n", "type": "../x"}"#,
+        ] {
             assert!(parse(serde_json::from_str(text).unwrap()).is_err(), "{text}");
         }
     }

@@ -112,6 +112,18 @@ impl Network {
         addresses(attachment.result.as_ref())
     }
 
+    /// Waits for plugins that a server has called which was killed meanwhile: what they still do must not come after its
+    /// undoing.
+    pub async fn settle(&self) -> Result<()> {
+        let files = state::entries(&self.cache)?;
+        let pods: Vec<String> = files.iter().filter_map(|name| Some(name.strip_suffix(".json")?.to_owned())).collect();
+        let end = tokio::time::Instant::now() + Duration::from_secs(self.settings.plugin_timeout);
+        while !pods.is_empty() && plugin::working_for(&pods) && tokio::time::Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
     /// Detaches a pod; one that is not attached is fine.
     pub async fn del(&self, pod: &PodNetwork) -> Result<()> {
         let file = self.file(&pod.id);
@@ -141,7 +153,9 @@ impl Network {
     /// For people: which network it is.
     pub fn info(&self) -> Value {
         match self.chain() {
-            Ok(chain) => json!({ "name": chain.name, "plugins": chain.plugins.iter().map(|plugin| &plugin.kind).collect::<Vec<_>>() }),
+            Ok(chain) => {
+                json!({ "name": chain.name, "plugins": chain.plugins.iter().map(|plugin| &plugin.kind).collect::<Vec<_>>() })
+            }
             Err(error) => json!({ "error": error.to_string() }),
         }
     }

@@ -37,6 +37,16 @@ pub fn find(dirs: &[PathBuf], kind: &str) -> Result<PathBuf> {
     })
 }
 
+/// A plugin works for one of these pods, called by a server that was killed meanwhile.
+pub fn working_for(pods: &[String]) -> bool {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return false };
+    entries.flatten().any(|entry| {
+        let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        let pod = environment.split(|byte| *byte == 0).find_map(|word| word.strip_prefix(b"CNI_CONTAINERID="));
+        pod.is_some_and(|pod| pods.iter().any(|known| known.as_bytes() == pod))
+    })
+}
+
 /// Calls a plugin; answers with its result, if it has one.
 pub async fn run(call: &Call<'_>, plugin: &Plugin, previous: Option<&Value>) -> Result<Option<Value>> {
     let failed = || format!("CNI plugin {} failed to {} pod {}", plugin.kind, call.command, call.container);

@@ -33,8 +33,8 @@ pub use list::{Filter, list, matching};
 pub use port_forward::netns;
 pub use remove::remove;
 pub use run::run;
-pub use status::status;
 pub use stats::{Stats, stats};
+pub use status::status;
 pub use stop::{stop, unmake};
 
 /// What does not change after the creation; the request is kept as it came.
@@ -74,6 +74,8 @@ pub struct Pod {
     state: Mutex<State>,
     /// One change at a time.
     pub turn: tokio::sync::Mutex<()>,
+    /// Read while a container is made in it; to remove it, that has to be over.
+    pub making: tokio::sync::RwLock<()>,
     dirs: Dirs,
 }
 
@@ -100,16 +102,27 @@ impl Pod {
     pub fn begin(record: Record, dirs: Dirs) -> Result<Pod> {
         std::fs::create_dir_all(&dirs.root).context(|| format!("Failed to make {}", dirs.root.display()))?;
         let state = State::default();
-        state::write(&dirs.root.join(STATE), &state)?;
         state::write(&dirs.root.join(RECORD), &record)?;
-        Ok(Pod { record, state: Mutex::new(state), turn: tokio::sync::Mutex::default(), dirs })
+        Ok(Pod::new(record, state, dirs))
+    }
+
+    fn new(record: Record, state: State, dirs: Dirs) -> Pod {
+        let (turn, making) = (tokio::sync::Mutex::default(), tokio::sync::RwLock::default());
+        Pod { record, state: Mutex::new(state), turn, making, dirs }
+    }
+
+    /// Its record is there. Without, nothing was made yet, or everything else is removed.
+    pub fn begun(dirs: &Dirs) -> bool {
+        dirs.root.join(RECORD).exists()
     }
 
     /// Reads a pod's files.
     pub fn load(dirs: Dirs) -> Result<Pod> {
         let record = state::read(&dirs.root.join(RECORD))?;
-        let state = state::read(&dirs.root.join(STATE))?;
-        Ok(Pod { record, state: Mutex::new(state), turn: tokio::sync::Mutex::default(), dirs })
+        let path = dirs.root.join(STATE);
+        // Written when it is made, and perhaps removed already: either way it is to be unmade.
+        let state = if path.exists() { state::read(&path)? } else { State::default() };
+        Ok(Pod::new(record, state, dirs))
     }
 
     pub fn id(&self) -> &str {
@@ -128,7 +141,7 @@ impl Pod {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes the state; it is on the disk when this returns.
+    /// Changes the state; whoever comes after a kill finds it.
     pub fn change(&self, change: impl FnOnce(&mut State)) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = state.clone();
@@ -136,6 +149,15 @@ impl Pod {
         state::write(&self.dirs.root.join(STATE), &next)?;
         *state = next;
         Ok(())
+    }
+
+    /// Takes note of what is so, also when it cannot be written down: a full disk must not be in the way of removals.
+    pub fn learn(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        if let Err(error) = state::write(&self.dirs.root.join(STATE), &*state) {
+            tracing::error!(id = self.record.id, "{error}");
+        }
     }
 
     pub fn namespaces(&self) -> NamespaceOption {

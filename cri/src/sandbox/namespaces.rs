@@ -65,9 +65,9 @@ pub fn pin(request: &PinRequest) -> Result<()> {
     let ns = request.dir.join("ns");
     fs::create_dir_all(&ns).context(|| format!("Failed to make {}", ns.display()))?;
     let doing = || format!("Failed to make namespaces of {}", request.dir.display());
-    let own = fs::read_link("/proc/self/exe").context(doing)?;
-    let mut child = Command::new(own)
-        .arg(PIN_WORD)
+    // Not by its path, where another version may be by now.
+    let mut child = Command::new("/proc/self/exe")
+        .args([PIN_WORD, &std::process::id().to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -106,7 +106,16 @@ fn check(request: &PinRequest) -> Result<()> {
 
 /// The kind of namespace that a sysctl belongs to (namespaces(7)).
 fn sysctl_kind(name: &str) -> Option<&'static str> {
-    let ipc = ["kernel.sem", "kernel.shm_rmid_forced", "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.shmall", "kernel.shmmax", "kernel.shmmni"];
+    let ipc = [
+        "kernel.sem",
+        "kernel.shm_rmid_forced",
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+    ];
     match name {
         name if name.contains("..") || name.contains("/..") => None,
         name if name.starts_with("net.") => Some("net"),
@@ -124,13 +133,24 @@ fn mount_shm(dir: &Path) -> Result<()> {
 }
 
 /// The child's part; its words are for the parent.
-pub fn pin_main(_: impl Iterator<Item = OsString>) -> ExitCode {
-    match pin_here() {
+pub fn pin_main(mut words: impl Iterator<Item = OsString>) -> ExitCode {
+    let parent = words.next().and_then(|word| word.to_str()?.parse().ok());
+    match end_with(parent).and_then(|()| pin_here()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "{error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Nothing is pinned after the server's end: the next one has cleaned up by then.
+fn end_with(parent: Option<i32>) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .context(|| "Failed to ask for the parent's end")?;
+    match Some(nix::unistd::getppid().as_raw()) == parent {
+        true => Ok(()),
+        false => Err(Error::failed("The server has ended")),
     }
 }
 
@@ -147,7 +167,8 @@ fn pin_here() -> Result<()> {
     let flags = wanted.iter().filter(|(wanted, _)| *wanted).fold(CloneFlags::empty(), |flags, (_, flag)| flags | *flag);
     unshare(flags).context(|| "Failed to leave namespaces")?;
     if request.uts && !request.hostname.is_empty() {
-        nix::unistd::sethostname(&request.hostname).context(|| format!("Failed to set hostname {}", request.hostname))?;
+        nix::unistd::sethostname(&request.hostname)
+            .context(|| format!("Failed to set hostname {}", request.hostname))?;
     }
     for (name, value) in &request.sysctls {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
@@ -166,10 +187,10 @@ fn hold(dir: &Path) -> Result<()> {
     let doing = || format!("Failed to start the holder of the pid namespace of {}", dir.display());
     let own = fs::read_link("/proc/self/exe").context(doing)?;
     let program = own.with_file_name("conward-hold");
-    let child = Command::new(&program)
+    let mut child = Command::new(&program)
         .arg(dir)
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -177,7 +198,12 @@ fn hold(dir: &Path) -> Result<()> {
     let pid = child.id();
     let started = start_time(pid).context(doing)?;
     crate::state::write_bytes(&dir.join(HOLDER), format!("{pid} {started}").as_bytes())?;
-    bind(&PathBuf::from(format!("/proc/{pid}/ns/pid")), &dir.join("ns/pid"))
+    bind(&PathBuf::from(format!("/proc/{pid}/ns/pid")), &dir.join("ns/pid"))?;
+    // It stays only now that it can be found.
+    match child.stdin.take() {
+        Some(mut stdin) => stdin.write_all(b"\n").context(doing),
+        None => Ok(()),
+    }
 }
 
 fn bind(from: &Path, to: &Path) -> Result<()> {
@@ -255,7 +281,12 @@ mod tests {
         };
         assert!(check(&request("net.ipv4.ip_forward", true, false)).is_ok());
         assert!(check(&request("kernel.shm_rmid_forced", false, true)).is_ok());
-        for (name, net, ipc) in [("net.ipv4.ip_forward", false, true), ("kernel.sem", true, false), ("vm.swappiness", true, true), ("net./../kernel/x", true, true)] {
+        for (name, net, ipc) in [
+            ("net.ipv4.ip_forward", false, true),
+            ("kernel.sem", true, false),
+            ("vm.swappiness", true, true),
+            ("net./../kernel/x", true, true),
+        ] {
             let error = check(&request(name, net, ipc)).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
         }

@@ -9,20 +9,31 @@ use crate::state;
 
 /// Reads all pods from the disk. One that was being made is unmade; one whose namespaces are gone is not ready.
 pub async fn restore(daemon: &Arc<Daemon>) -> Result<()> {
+    daemon.network.settle().await?;
     for id in state::entries(&daemon.config.root.join("pods"))? {
         let dirs = Dirs::new(&daemon.config, &id);
-        let Ok(pod) = Pod::load(dirs.clone()) else {
-            // It ended before the record was there, so nothing else is.
+        if !Pod::begun(&dirs) {
+            // It was only begun, or nearly removed.
             state::remove_dir(&dirs.root)?;
             continue;
+        }
+        let pod = match Pod::load(dirs) {
+            Ok(pod) => Arc::new(pod),
+            Err(error) => {
+                tracing::error!(pod = id, "It stays as it is: {error}");
+                continue;
+            }
         };
-        let pod = Arc::new(pod);
         state::not_before(pod.record.created_at);
         match pod.state().phase {
             Phase::Creating => {
                 tracing::info!(pod = id, "Removing a pod that was not finished");
-                run::undo(daemon, &pod).await?;
-                continue;
+                match run::undo(daemon, &pod).await {
+                    Ok(()) => continue,
+                    // Whoever removes it hears the same, and can try again.
+                    Err(error) => tracing::error!(pod = id, "Failed to remove a pod that was not finished: {error}"),
+                }
+                pod.change(|state| state.phase = Phase::NotReady)?;
             }
             Phase::Ready if !alive(&pod) => pod.change(|state| state.phase = Phase::NotReady)?,
             _ => {}

@@ -60,7 +60,7 @@ async fn make(daemon: &Arc<Daemon>, config: PodSandboxConfig, handler: String) -
 /// Unmakes a pod that was never ready.
 pub async fn undo(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     stop::unmake(daemon, pod).await?;
-    remove::forget(daemon, pod)
+    remove::forget(daemon, pod).await
 }
 
 async fn set_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {

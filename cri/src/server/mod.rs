@@ -8,6 +8,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use k8s_cri::v1::image_service_server::ImageServiceServer;
 use k8s_cri::v1::runtime_service_server::RuntimeServiceServer;
@@ -21,14 +22,22 @@ use crate::error::{Context, Error, Result};
 /// What clients of the CRI take and send in one message.
 const MESSAGE_MAX: usize = 16 << 20;
 
+/// The longest that somebody may still listen who is about to leave.
+const LEFT_SOON: Duration = Duration::from_secs(1);
+
 /// Listens on the socket, in place of one that nobody listens on any more.
 pub fn listen(path: &Path) -> Result<UnixListener> {
     let doing = || format!("Failed to listen on {}", path.display());
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).context(doing)?;
     }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(Error::failed(format!("{}: another program listens there", doing())));
+    let end = Instant::now() + LEFT_SOON;
+    while std::os::unix::net::UnixStream::connect(path).is_ok() {
+        if Instant::now() > end {
+            return Err(Error::failed(format!("{}: another program listens there", doing())));
+        }
+        // A child that a killed server was just starting has its descriptors for a moment.
+        std::thread::sleep(Duration::from_millis(10));
     }
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).context(doing)?;

@@ -274,15 +274,26 @@ def pod_refusals(s):
 
 @case
 def handlers(s):
-    """runc and crun as handlers, each with a container"""
+    """runc and crun as handlers, each with a container; a removed pod leaves no cgroup; others are refused"""
     known = {handler.name for handler in s.runtime.Status(s.types.StatusRequest()).runtime_handlers} - {""}
+    with refused(Code.INVALID_ARGUMENT, "nonsense", *known):
+        s.host_pod("handler-nonsense", "nonsense")
     for name in ["runc", "crun"]:
         if name not in known:
             raise Skip(f"{name} is not installed")
         pod = s.host_pod(f"handler-{name}", name)
         same("handler", [p.runtime_handler for p in s.pods() if p.id == pod[0]], [name])
         same("exit code", s.ended(s.run(pod, "exit 7")).exit_code, 7)
+        # Its processes are all over the cgroup when it is removed.
+        s.run(pod, "n=0; while [ $n -lt 20 ]; do sleep 1000 & n=$((n+1)); done; wait", name="many")
+        check(cgroups(pod[0]), "the pod has a cgroup")
         s.remove_pod(pod)
+        same("cgroups left", cgroups(pod[0]), [])
+
+
+def cgroups(pod):
+    root = pathlib.Path("/sys/fs/cgroup")
+    return [str(path) for path in [root / "conward" / pod, *root.glob(f"*/conward/{pod}")] if path.exists()]
 
 
 # ------------------------------------------------------------ containers
@@ -702,17 +713,23 @@ def restart(s):
 
 @case
 def monitors(s):
-    """One single-threaded monitor per container, no pause process; the front end is small"""
-    pod = s.pod("tree")
-    names = ["one", "two"]
-    for name in names:
-        s.run(pod, "exec sleep 1000", name=name)
-    of_pod = [p for p in pathlib.Path("/proc").iterdir() if p.name.isdigit() and str(s.dir / "run").encode() in read(p / "cmdline")]
-    programs = sorted(pathlib.Path(os.readlink(p / "exe")).name for p in of_pod)
-    same("processes with the pod's directories", programs, ["conward", "conward"])
-    for process in of_pod:
-        same("threads", len(list((process / "task").iterdir())), 1)
-    s.remove_pod(pod)
+    """One single-threaded monitor per container and no pause process; a shared pid namespace has a holder"""
+    for mode, holders in [(s.types.CONTAINER, []), (s.types.POD, ["conward-hold"])]:
+        pod = s.host_pod("tree", pid=mode)
+        for name in ["one", "two"]:
+            s.run(pod, "exec sleep 1000", name=name)
+        of_pod = processes(s)
+        programs = sorted(pathlib.Path(os.readlink(p / "exe")).name for p in of_pod)
+        same("processes with the pod's directories", programs, ["conward", "conward", *holders])
+        for process in of_pod:
+            same("threads", len(list((process / "task").iterdir())), 1)
+        s.remove_pod(pod)
+        until(lambda: not processes(s), "they go with the pod")
+
+
+def processes(s):
+    own = str(s.dir / "run").encode()
+    return [p for p in pathlib.Path("/proc").iterdir() if p.name.isdigit() and own in read(p / "cmdline")]
 
 
 def read(path):

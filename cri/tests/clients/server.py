@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -50,9 +51,13 @@ class Server:
     def start(self):
         log = open(self.log, "ab")
         self.process = subprocess.Popen(self.words("serve"), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        # grpc waits for seconds after a connection that was refused.
+        until(self.listens, "the server listens", 30)
         channel = grpc.insecure_channel(
             f"unix://{self.socket}",
             options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_http_proxy", 0),
+                     # Knows nothing of servers that were killed before.
+                     ("grpc.use_local_subchannel_pool", 1),
                      # grpc's own is the socket's path in a form that no host can have; Go's library says localhost, too.
                      ("grpc.default_authority", "localhost")],
         )
@@ -62,15 +67,24 @@ class Server:
         until(lambda: self.answers(), "the server answers", 30)
         return self
 
-    def answers(self):
+    def listens(self):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
+            link.connect(str(self.socket))
+            return True
+        self.runs()
+
+    def runs(self):
         if self.process.poll() is not None:
             raise AssertionError(f"the server ended with {self.process.returncode}: {self.log.read_text()[-3000:]}")
+
+    def answers(self):
+        self.runs()
         with contextlib.suppress(grpc.RpcError):
             return self.runtime.Version(self.types.VersionRequest(), timeout=1)
 
     def stop(self, number=signal.SIGTERM):
-        self.channel.close()
         self.process.send_signal(number)
+        self.channel.close()
         status = self.process.wait(30)
         self.process = None
         return status
@@ -108,7 +122,8 @@ class Server:
         modes.setdefault("pid", t.CONTAINER)
         options = t.NamespaceOption(**modes)
         context = t.LinuxSandboxSecurityContext(namespace_options=options)
-        return self.pod(name, handler, linux=t.LinuxPodSandboxConfig(security_context=context))
+        # No name: as the kubelet has it.
+        return self.pod(name, handler, hostname="", linux=t.LinuxPodSandboxConfig(security_context=context))
 
     def create(self, pod, script, name="main", image="localhost/busybox:latest", **fields):
         """`pod` is what `pod()` gave back; `script` is for a shell, or a list of words."""
