@@ -9,6 +9,8 @@ mod auth;
 mod files;
 mod import;
 mod layers;
+mod load;
+mod lock;
 mod name;
 mod pull;
 mod rootfs;

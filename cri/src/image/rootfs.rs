@@ -18,6 +18,7 @@ use rustix::mount::{
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Size};
+use super::load::Broken;
 use super::store::Store;
 use super::{Image, Source};
 use crate::error::{Context, Error, Result};
@@ -77,7 +78,7 @@ impl Store {
     pub fn unmount(&self, container: &str, target: &Path) -> Result<()> {
         detach(target)?;
         let Ok(dir) = self.container_dir(container) else { return Ok(()) };
-        let _state = self.state();
+        let _state = self.memory();
         let mut mounts = read(&dir);
         if mounts.targets.iter().any(|known| known == target) {
             mounts.targets.retain(|known| known != target);
@@ -98,7 +99,7 @@ impl Store {
             fs::rename(&dir, &gone).context(|| format!("Failed to remove {}", dir.display()))?;
             files::remove_tree(&gone)?;
         }
-        self.state().containers.remove(container);
+        self.change()?.containers.remove(container);
         self.collect()
     }
 
@@ -130,7 +131,7 @@ impl Store {
 
     /// Writes down what is about to be mounted. From here on the layers stay.
     fn claim(&self, dir: &Path, container: &str, image: &Image, target: &Path) -> Result<()> {
-        let mut state = self.state();
+        let mut state = self.change()?;
         if let Some(missing) = image.layers.iter().find(|layer| !state.layers.contains_key(*layer)) {
             return Err(Error::failed(format!("Layer {missing} of image {} is not there any more", image.id)));
         }
@@ -167,11 +168,13 @@ impl Store {
 }
 
 /// The containers that are there, with their layers.
-pub(super) fn load(dir: &Path) -> Result<HashMap<String, Vec<String>>> {
+pub(super) fn load(dir: &Path, broken: Broken) -> Result<HashMap<String, Vec<String>>> {
     let mut containers = HashMap::new();
     for name in files::names(dir)? {
         if name.starts_with(".gone-") {
-            files::remove_tree(&dir.join(&name))?;
+            if broken == Broken::Remove {
+                files::remove_tree(&dir.join(&name))?;
+            }
         } else {
             let layers = read(&dir.join(&name)).layers;
             containers.insert(name, layers);

@@ -2,26 +2,29 @@
 //!
 //! On disk below `<root>/images`: `records/HEX.json`, `blobs/HEX` (manifests and configurations), `layers/`, `partial/`
 //! (layers whose download broke off) and `tmp/`. A file appears after what it names, and is removed before it; the rest
-//! is found and removed when the store is opened. One process at a time owns a store.
+//! is found and removed when the store is opened by somebody who is alone with it (`lock`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
 use super::adopt::Foreign;
 use super::files::{self, Size};
+use super::load::{self, Broken};
+use super::lock::{Lock, Part};
 use super::name::{self, Wanted};
 use super::pull::Pulls;
-use super::{Image, Source, Usage, User, layers, rootfs};
+use super::{Image, Source, Usage, User};
 use crate::config::{self, Config};
 use crate::error::{Context, Error, Result};
+use crate::state;
 
 /// The images of this node; clones are the same store.
 #[derive(Clone, Debug)]
@@ -37,15 +40,19 @@ struct Shared {
     state: Mutex<State>,
     foreign: Option<Foreign>,
     pulls: Pulls,
-    /// Makes temporary names different.
+    lock: Lock,
+    /// Makes temporary names different, with `own`, which no other process has.
     counter: AtomicU64,
+    own: String,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    images: BTreeMap<String, Kept>,
+    pub images: BTreeMap<String, Kept>,
     pub layers: HashMap<String, Size>,
-    blobs: HashMap<String, u64>,
+    pub blobs: HashMap<String, u64>,
+    /// The number of the lock file when this was read.
+    number: u64,
     /// What pulls and adoptions have brought, or count on, and no image names yet.
     held: HashMap<String, usize>,
     /// Layers below the containers that are there.
@@ -53,9 +60,9 @@ pub(super) struct State {
 }
 
 #[derive(Clone, Debug)]
-struct Kept {
-    record: Record,
-    config: Arc<ImageConfiguration>,
+pub(super) struct Kept {
+    pub record: Record,
+    pub config: Arc<ImageConfiguration>,
 }
 
 /// An image as its file has it.
@@ -84,7 +91,7 @@ pub(super) struct Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut state = self.store.state();
+        let mut state = self.store.memory();
         for digest in &self.digests {
             if let Some(count) = state.held.get_mut(digest) {
                 *count -= 1;
@@ -93,6 +100,36 @@ impl Drop for Hold {
                 }
             }
         }
+        if state.held.is_empty() {
+            self.store.shared.lock.release(Part::Hold);
+        }
+    }
+}
+
+/// The right to change the store, on the disk and then in memory.
+#[derive(Debug)]
+pub(super) struct Change<'a> {
+    state: MutexGuard<'a, State>,
+    lock: &'a Lock,
+}
+
+impl Deref for Change<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Change<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.lock.release(Part::Change);
     }
 }
 
@@ -106,30 +143,42 @@ impl Store {
             fs::set_permissions(private, fs::Permissions::from_mode(0o700))
                 .context(|| format!("Failed to set the mode of {}", private.display()))?;
         }
-        files::remove_tree(&dir.join("tmp"))?;
+        let lock = Lock::open(&dir.join("lock"))?;
+        let alone = lock.try_take(Part::Open);
+        if alone {
+            files::remove_tree(&dir.join("tmp"))?;
+        } else {
+            lock.share(Part::Open)?;
+        }
         for part in ["records", "blobs", "layers", "partial", "tmp"] {
             files::make_dir(&dir.join(part))?;
         }
-        forget_old(&dir.join("partial"));
-        let mut state = State {
-            layers: layers::load(&dir.join("layers"))?,
-            blobs: load_blobs(&dir.join("blobs"))?,
-            containers: rootfs::load(&writable)?,
-            ..State::default()
-        };
-        state.images = load_records(&dir, &state)?;
-        let foreign = Foreign::at(&config.images.containers_storage);
+        let mut state = State::default();
+        if alone {
+            load::forget_old(&dir.join("partial"));
+            state = State { number: lock.number(), ..State::load(&dir, &writable, Broken::Remove)? };
+            lock.share(Part::Open)?;
+        } else {
+            // Not the one that is there, so that the first look reads all of it.
+            state.number = lock.number().wrapping_sub(1);
+        }
+        let mut own = state::new_id()?;
+        own.truncate(8);
         let shared = Shared {
             pulls: Pulls::new(&config.images),
+            foreign: Foreign::at(&config.images.containers_storage),
             settings: config.images.clone(),
             state: Mutex::new(state),
             counter: AtomicU64::new(0),
+            own,
+            lock,
             dir,
             writable,
-            foreign,
         };
         let store = Store { shared: Arc::new(shared) };
-        store.collect()?;
+        if alone {
+            store.collect()?;
+        }
         Ok(store)
     }
 
@@ -163,7 +212,7 @@ impl Store {
     }
 
     fn forget(&self, id: &str) -> Result<()> {
-        let mut state = self.state();
+        let mut state = self.change()?;
         let path = self.record_path(id)?;
         files::remove_file(&path)?;
         files::sync_parent(&path)?;
@@ -239,8 +288,8 @@ impl Store {
 
     /// Makes an image known; its layers and blobs are there and held. Its tags leave the images that had them.
     pub(super) fn put(&self, mut record: Record) -> Result<Image> {
-        let config = self.read_config(&record.id)?;
-        let mut state = self.state();
+        let config = load::config(&self.shared.dir, &record.id)?;
+        let mut state = self.change()?;
         if let Some(missing) = record.layers.iter().find(|layer| !state.layers.contains_key(*layer)) {
             return Err(Error::failed(format!("Layer {missing} of image {} is not there", record.id)));
         }
@@ -282,18 +331,15 @@ impl Store {
         files::write(&self.temp("record"), &self.record_path(&record.id)?, &text)
     }
 
-    fn read_config(&self, id: &str) -> Result<Arc<ImageConfiguration>> {
-        read_config(&self.shared.dir, id)
-    }
-
     /// Keeps a document under its digest.
     pub(super) fn put_blob(&self, data: &[u8]) -> Result<String> {
         let digest = files::digest(data);
         let path = self.blob_path(&digest)?;
+        let mut state = self.change()?;
         if !path.exists() {
             files::write(&self.temp("blob"), &path, data)?;
         }
-        self.state().blobs.insert(digest.clone(), data.len() as u64);
+        state.blobs.insert(digest.clone(), data.len() as u64);
         Ok(digest)
     }
 
@@ -301,20 +347,42 @@ impl Store {
         fs::read(self.blob_path(digest).ok()?).ok()
     }
 
-    pub(super) fn hold(&self, digests: impl IntoIterator<Item = String>) -> Hold {
+    /// No process removes these until the hold is dropped.
+    pub(super) fn hold(&self, digests: impl IntoIterator<Item = String>) -> Result<Hold> {
         let digests: Vec<String> = digests.into_iter().collect();
-        let mut state = self.state();
+        let mut state = self.memory();
+        if state.held.is_empty() {
+            self.shared.lock.share(Part::Hold)?;
+        }
         for digest in &digests {
             *state.held.entry(digest.clone()).or_default() += 1;
         }
         drop(state);
-        Hold { store: self.clone(), digests }
+        Ok(Hold { store: self.clone(), digests })
     }
 
-    /// Removes the layers and blobs that nobody names.
+    /// Removes the layers and blobs that nobody names, unless another process is putting an image together: what it
+    /// needs is known to it alone.
     pub(super) fn collect(&self) -> Result<()> {
+        let mut state = self.change()?;
+        let lock = &self.shared.lock;
+        if !lock.try_take(Part::Hold) {
+            tracing::info!("another process makes an image; what nobody uses stays until the next time");
+            return Ok(());
+        }
         let mut gone = Vec::new();
-        let mut state = self.state();
+        let collected = self.take_out(&mut state, &mut gone);
+        if state.held.is_empty() {
+            lock.release(Part::Hold);
+        } else {
+            lock.share(Part::Hold)?;
+        }
+        drop(state);
+        collected?;
+        gone.iter().try_for_each(|path| files::remove_tree(path))
+    }
+
+    fn take_out(&self, state: &mut State, gone: &mut Vec<PathBuf>) -> Result<()> {
         let used: BTreeSet<String> = {
             let images = state.images.values().flat_map(|kept| kept.record.layers.iter().chain(&kept.record.blobs));
             let containers = state.containers.values().flatten();
@@ -330,11 +398,46 @@ impl Store {
             files::remove_file(&self.blob_path(&blob)?)?;
             state.blobs.remove(&blob);
         }
-        drop(state);
-        gone.iter().try_for_each(|path| files::remove_tree(path))
+        Ok(())
     }
 
+    /// What is there now, whoever put it there.
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.memory();
+        if state.number != self.shared.lock.number() {
+            let read = self.shared.lock.share(Part::Change).and_then(|()| {
+                let read = self.read_again(&mut state);
+                self.shared.lock.release(Part::Change);
+                read
+            });
+            if let Err(error) = read {
+                tracing::error!(%error, "Failed to see what another process has changed in the store");
+            }
+        }
+        state
+    }
+
+    /// The same, and nobody else changes it before this is dropped.
+    pub(super) fn change(&self) -> Result<Change<'_>> {
+        let state = self.memory();
+        self.shared.lock.take(Part::Change)?;
+        let mut change = Change { state, lock: &self.shared.lock };
+        if change.number != change.lock.number() {
+            self.read_again(&mut change)?;
+        }
+        change.number = change.lock.count_up()?;
+        Ok(change)
+    }
+
+    fn read_again(&self, state: &mut State) -> Result<()> {
+        let number = self.shared.lock.number();
+        let read = State::load(&self.shared.dir, &self.shared.writable, Broken::Ignore)?;
+        *state = State { number, held: std::mem::take(&mut state.held), ..read };
+        Ok(())
+    }
+
+    /// What this process knows, which may be old.
+    pub(super) fn memory(&self) -> MutexGuard<'_, State> {
         // Every change leaves it whole, so a panic elsewhere is no reason to stop.
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -362,7 +465,7 @@ impl Store {
     /// A name that nobody else uses, on the file system of the store.
     pub(super) fn temp(&self, what: &str) -> PathBuf {
         let number = self.shared.counter.fetch_add(1, Ordering::Relaxed);
-        self.shared.dir.join("tmp").join(format!("{what}-{number}"))
+        self.shared.dir.join("tmp").join(format!("{what}-{}-{number}", self.shared.own))
     }
 
     fn record_path(&self, id: &str) -> Result<PathBuf> {
@@ -395,73 +498,6 @@ fn add_new(list: &mut Vec<String>, more: Vec<String>) {
     for item in more {
         if !list.contains(&item) {
             list.push(item);
-        }
-    }
-}
-
-fn read_config(dir: &Path, id: &str) -> Result<Arc<ImageConfiguration>> {
-    let path = dir.join("blobs").join(files::hex(id)?);
-    let text = fs::read(&path).context(|| format!("Failed to read {}", path.display()))?;
-    parse_config(&text).context(|| format!("Bad configuration of image {id}"))
-}
-
-/// A configuration without its history, which is long and says nothing about running.
-pub(super) fn parse_config(text: &[u8]) -> Result<Arc<ImageConfiguration>> {
-    let mut config: ImageConfiguration = serde_json::from_slice(text).context(|| "configuration")?;
-    config.set_history(None);
-    Ok(Arc::new(config))
-}
-
-fn load_blobs(dir: &Path) -> Result<HashMap<String, u64>> {
-    let mut blobs = HashMap::new();
-    for name in files::names(dir)? {
-        if let Ok(data) = fs::metadata(dir.join(&name)) {
-            blobs.insert(format!("sha256:{name}"), data.len());
-        }
-    }
-    Ok(blobs)
-}
-
-/// The images that are whole; the files of others are removed.
-fn load_records(dir: &Path, state: &State) -> Result<BTreeMap<String, Kept>> {
-    let mut found: Vec<(SystemTime, Kept)> = Vec::new();
-    for name in files::names(&dir.join("records"))? {
-        let path = dir.join("records").join(&name);
-        match load_record(dir, &path, state) {
-            Ok(kept) => {
-                let changed = fs::metadata(&path).and_then(|data| data.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-                found.push((changed, kept));
-            }
-            Err(error) => {
-                tracing::warn!(image = name, %error, "removing an image that is not whole");
-                files::remove_file(&path)?;
-            }
-        }
-    }
-    // The latest to be given a tag has it.
-    found.sort_by_key(|(changed, _)| std::cmp::Reverse(*changed));
-    let mut taken = BTreeSet::new();
-    for (_, kept) in &mut found {
-        kept.record.tags.retain(|tag| taken.insert(tag.clone()));
-    }
-    Ok(found.into_iter().map(|(_, kept)| (kept.record.id.clone(), kept)).collect())
-}
-
-fn load_record(dir: &Path, path: &Path, state: &State) -> Result<Kept> {
-    let text = fs::read(path).context(|| "read")?;
-    let record: Record = serde_json::from_slice(&text).context(|| "parse")?;
-    if let Some(missing) = record.layers.iter().find(|layer| !state.layers.contains_key(*layer)) {
-        return Err(Error::failed(format!("layer {missing} is missing")));
-    }
-    Ok(Kept { config: read_config(dir, &record.id)?, record })
-}
-
-/// Downloads that nobody has gone on with for a day.
-fn forget_old(dir: &Path) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let age = entry.metadata().and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
-        if age.is_none_or(|age| age > Duration::from_secs(24 * 60 * 60)) {
-            let _ = fs::remove_file(entry.path());
         }
     }
 }
