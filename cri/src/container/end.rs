@@ -73,8 +73,8 @@ pub async fn clean(daemon: &Daemon, container: &Container) -> Result<()> {
     if let Ok(handler) = daemon.handlers.named(&container.record.handler) {
         handler.delete(container.id()).await?;
     }
-    let (id, rootfs) = (container.id().to_owned(), container.dirs().rootfs());
-    daemon.images_blocking(move |images| images.unmount(&id, &rootfs)).await?;
+    let id = container.id().to_owned();
+    daemon.images_blocking(move |images| images.unmount(&id)).await?;
     container.change(|state| state.clean = true)
 }
 

@@ -6,6 +6,7 @@
 
 mod adopt;
 mod auth;
+mod change;
 mod files;
 mod import;
 mod layers;

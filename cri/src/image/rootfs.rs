@@ -74,24 +74,26 @@ impl Store {
         overlay(&lowers, upper.as_ref(), target, how).context(doing)
     }
 
-    /// Unmounts a root file system; one that is not mounted is so already.
-    pub fn unmount(&self, container: &str, target: &Path) -> Result<()> {
-        detach(target)?;
-        let Ok(dir) = self.container_dir(container) else { return Ok(()) };
+    /// Unmounts the root file system of a container and its volumes; what is not mounted is so already.
+    pub fn unmount(&self, container: &str) -> Result<()> {
+        let dir = self.container_dir(container)?;
         let _state = self.memory();
-        let mut mounts = read(&dir);
-        if mounts.targets.iter().any(|known| known == target) {
-            mounts.targets.retain(|known| known != target);
-            self.record(&dir, &mounts)?;
+        let mounts = read(&dir);
+        // The last first: one may be within another.
+        for target in mounts.targets.iter().rev() {
+            detach(target)?;
         }
-        Ok(())
+        if mounts.targets.is_empty() {
+            return Ok(());
+        }
+        self.record(&dir, &Mounts { targets: Vec::new(), ..mounts })
     }
 
     /// Removes the writable layer of a container with all that is still mounted of it; repeatable.
     pub fn remove_rw(&self, container: &str) -> Result<()> {
         let dir = self.container_dir(container)?;
-        for target in read(&dir).targets {
-            detach(&target)?;
+        for target in read(&dir).targets.iter().rev() {
+            detach(target)?;
         }
         if dir.exists() {
             let gone = self.writable().join(format!(".gone-{container}"));
