@@ -646,8 +646,8 @@ fn root_file_systems() {
     store.mount(&busybox, "c1", &target, &Mount::default()).unwrap();
     assert_eq!(run_in(&target, &["/bin/cat", "/new"]), "hello\n");
     assert!(!target.join("etc/group").exists());
-    store.unmount("c1", &target).unwrap();
-    store.unmount("c1", &target).unwrap();
+    store.unmount("c1").unwrap();
+    store.unmount("c1").unwrap();
     assert!(!target.join("new").exists());
 
     // Killed with the mount in place: what is on disk is enough.
@@ -719,6 +719,59 @@ fn what_a_crash_leaves_is_removed() {
     for part in ["layers", "blobs", "records"] {
         assert_eq!(count(images.join(part)), 0, "{part}");
     }
+}
+
+/// Locks are of open files, so that two stores are as good as two processes.
+#[test]
+fn two_processes_have_one_store() {
+    let scratch = Scratch::new();
+    let (one, two) = (scratch.store(), scratch.store());
+    let name = "localhost/new:1";
+    let made = image::busybox(&two, name).unwrap();
+    assert_eq!(one.find(name).unwrap().id, made.id);
+    assert_eq!(one.usage(), two.usage());
+    // Its layer is below a container that only one of them has made.
+    let target = scratch.path("mnt");
+    one.mount(&made, "c", &target, &Mount::default()).unwrap();
+    two.remove(name).unwrap();
+    assert!(one.find(name).is_none() && target.join("bin/busybox").exists());
+    assert_eq!(count(scratch.path("root/images/layers")), 1);
+    one.remove_rw("c").unwrap();
+    assert_eq!(count(scratch.path("root/images/layers")), 0);
+    assert_eq!(two.usage().bytes, 0);
+}
+
+#[test]
+fn what_another_process_is_making_stays() {
+    let scratch = Scratch::new();
+    let registry = Registry::plain(&scratch);
+    let layers = [tar(&[("a", b"small")]), tar(&[("b", &noise(1_500_000, 4))])];
+    registry.push(&scratch, &layers, &json!({}), "x", &["--dest-decompress"]);
+    let front = Front::start(&registry, Rules { slow: true, ..Rules::default() });
+    let (one, two) = (scratch.store(), scratch.store());
+    let images = scratch.path("root/images");
+    let name = format!("{}/x", front.host);
+    let pulling = thread::spawn(move || pull(&one, &name).unwrap());
+    let begun = || count(images.join("layers")) == 1 && count(images.join("partial")) == 1;
+    for _ in 0..500 {
+        if begun() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(begun(), "one layer is there, and the other on its way");
+    image::busybox(&two, "localhost/other:1").unwrap();
+    two.remove("localhost/other:1").unwrap();
+    drop(two);
+    // A third that comes meanwhile does not tidy up either.
+    drop(scratch.store());
+    assert!(begun());
+    let pulled = pulling.join().unwrap();
+    assert_eq!(pulled.layers.len(), 2);
+    // What could not be removed then is by the next who can.
+    assert_eq!(count(images.join("layers")), 3);
+    scratch.store();
+    assert_eq!(count(images.join("layers")), 2);
 }
 
 #[test]

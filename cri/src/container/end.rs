@@ -90,7 +90,7 @@ pub async fn clean(daemon: &Daemon, container: &Container) -> Result<()> {
         if let Some(own) = own_cgroup(&dirs.run, &id) {
             cgroup::remove(&own)?;
         }
-        images.unmount(&id, &dirs.rootfs())
+        images.unmount(&id)
     };
     daemon.images_blocking(work).await?;
     container.learn(|state| state.clean = true);

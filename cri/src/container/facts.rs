@@ -8,7 +8,7 @@ use std::sync::Arc;
 use k8s_cri::v1::{LinuxContainerSecurityContext, NamespaceMode, SupplementalGroupsPolicy};
 
 use super::spec::{self, Device, Facts, User};
-use super::{Container, Record};
+use super::{Container, Record, volumes};
 use crate::daemon::Daemon;
 use crate::error::{Context, Error, Result};
 use crate::image::{Image, Mount};
@@ -33,6 +33,7 @@ pub fn lay_out(daemon: &Arc<Daemon>, pod: &Arc<Pod>, container: &Arc<Container>,
     let context = config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
     fs::create_dir_all(&rootfs).context(|| format!("Failed to make {}", rootfs.display()))?;
     daemon.images.mount(image, container.id(), &rootfs, &Mount { read_only: false, label: None })?;
+    let config = &volumes::mount(&daemon.images, container)?;
     for mount in &config.mounts {
         make_source(&mount.host_path)?;
     }
@@ -53,7 +54,8 @@ pub fn lay_out(daemon: &Arc<Daemon>, pod: &Arc<Pod>, container: &Arc<Container>,
         oom_score_adj: own_oom_score_adj(),
         rootfs,
     };
-    let whole = spec::config(config, &image.config, &facts)?;
+    let mut whole = spec::config(config, &image.config, &facts)?;
+    volumes::restrict(container, &mut whole);
     state::write(&container.bundle().join("config.json"), &whole)?;
     let mut record = container.record.clone();
     (record.uid, record.gid) = (i64::from(user.uid), i64::from(user.gid));

@@ -15,6 +15,7 @@ pub mod stats;
 mod status;
 mod stop;
 mod update;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};

@@ -10,18 +10,18 @@ use std::io::{ErrorKind, Read, Seek};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use nix::fcntl::{FcntlArg, fcntl};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use serde::Deserialize;
 
-use super::store::{Record, Store, parse_config};
+use super::load::parse_config;
+use super::lock;
+use super::store::{Record, Store};
 use super::{Image, Source, User, files, name};
 use crate::error::{Context, Error, Result};
 
@@ -211,7 +211,7 @@ impl Store {
         let doing = || format!("Failed to adopt image {id} from {}", foreign.root.display());
         let seen = foreign.image(&lists, theirs).ok_or_else(|| Error::failed(format!("{}: not an image", doing())))?;
         let layers = sources(foreign, &lists, theirs, &seen).context(doing)?;
-        let hold = self.hold(seen.layers.iter().cloned().chain(Some(seen.id.clone())));
+        let hold = self.hold(seen.layers.iter().cloned().chain(Some(seen.id.clone())))?;
         let started = Instant::now();
         let mut drafts = Vec::new();
         let mut made: Vec<&str> = Vec::new();
@@ -246,6 +246,7 @@ impl Store {
         if files::digest(&config) != seen.id {
             return Err(Error::failed("its configuration does not have its digest")).context(doing);
         }
+        let hold_manifests = self.hold(manifests.iter().map(|manifest| files::digest(manifest)))?;
         self.put_blob(&config)?;
         for manifest in manifests {
             let digest = self.put_blob(&manifest)?;
@@ -266,7 +267,7 @@ impl Store {
             adopted: true,
             pinned: false,
         })?;
-        drop(hold);
+        drop((hold, hold_manifests));
         tracing::info!(image = image.id, layers = count, took = ?started.elapsed(), "adopted from containers/storage");
         Ok(image)
     }
@@ -331,24 +332,11 @@ fn sources<'a>(foreign: &Foreign, lists: &'a Lists, image: &TheirImage, seen: &I
 /// A shared lock, or none if it cannot be had in time.
 fn share(path: &Path, patience: Duration) -> Option<File> {
     let file = File::open(path).ok()?;
-    let lock = libc::flock {
-        l_type: libc::c_short::try_from(libc::F_RDLCK).unwrap_or_default(),
-        l_whence: libc::c_short::try_from(libc::SEEK_SET).unwrap_or_default(),
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    let end = Instant::now() + patience;
-    loop {
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
-            Ok(_) => return Some(file),
-            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) if Instant::now() < end => {
-                thread::sleep(Duration::from_millis(2));
-            }
-            Err(error) => {
-                tracing::debug!(path = %path.display(), %error, "reading without the lock");
-                return None;
-            }
+    match lock::share_file(&file, patience) {
+        Ok(()) => Some(file),
+        Err(error) => {
+            tracing::debug!(path = %path.display(), %error, "reading without the lock");
+            None
         }
     }
 }

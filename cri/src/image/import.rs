@@ -49,7 +49,7 @@ impl Store {
         config.rootfs_mut().set_diff_ids(vec![diff_id.clone()]);
         let config = config.to_string().context(|| format!("Failed to describe {name}"))?;
         let id = files::digest(config.as_bytes());
-        let _hold = self.hold([diff_id.clone(), id.clone()]);
+        let _hold = self.hold([diff_id.clone(), id.clone()])?;
         self.put_blob(config.as_bytes())?;
         self.keep(draft, &diff_id)?;
         self.put(Record {

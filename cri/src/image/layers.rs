@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::files::{self, Size};
+use super::load::Broken;
 use super::store::Store;
 use super::unpack;
 use crate::error::{Context, Result};
@@ -63,7 +64,7 @@ impl Store {
         let mark = serde_json::to_vec(&size).context(|| "Failed to describe layer")?;
         fs::write(draft.dir.join(DONE), mark).context(|| format!("Failed to write {}", draft.dir.display()))?;
         unpack::sync(&draft.dir)?;
-        let mut state = self.state();
+        let mut state = self.change()?;
         if state.layers.contains_key(diff_id) {
             return Ok(());
         }
@@ -81,8 +82,8 @@ impl Store {
     }
 }
 
-/// The layers that are there, after the removal of what is not whole.
-pub(super) fn load(dir: &Path) -> Result<HashMap<String, Size>> {
+/// The layers that are there and whole.
+pub(super) fn load(dir: &Path, broken: Broken) -> Result<HashMap<String, Size>> {
     let mut layers = HashMap::new();
     for name in files::names(dir)? {
         let path = dir.join(&name);
@@ -91,6 +92,7 @@ pub(super) fn load(dir: &Path) -> Result<HashMap<String, Size>> {
             Some(size) if path.join(TREE).is_dir() => {
                 layers.insert(format!("sha256:{name}"), size);
             }
+            _ if broken == Broken::Ignore => {}
             _ => {
                 tracing::warn!(layer = name, "removing a layer that is not whole");
                 files::remove_tree(&path)?;

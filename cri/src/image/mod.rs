@@ -6,9 +6,12 @@
 
 mod adopt;
 mod auth;
+mod change;
 mod files;
 mod import;
 mod layers;
+mod load;
+mod lock;
 mod name;
 mod pull;
 mod reference;

@@ -28,7 +28,8 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::task::spawn_blocking;
 
 use super::auth::{self, Credentials};
-use super::store::{Record, Store, parse_config};
+use super::load::parse_config;
+use super::store::{Record, Store};
 use super::unpack::unpack;
 use super::{Image, files, name};
 use crate::config;
@@ -112,7 +113,8 @@ impl Store {
         }
         let id = described.digest.clone();
         files::hex(&id)?;
-        let hold = self.hold([id.clone(), files::digest(&documents.manifest)]);
+        let of_list = documents.list.iter().map(|list| files::digest(list));
+        let hold = self.hold(of_list.chain([id.clone(), files::digest(&documents.manifest)]))?;
         let text = match self.blob(&id) {
             Some(text) => text,
             None => remote.document(&described).await?,
@@ -122,7 +124,7 @@ impl Store {
         if layers.len() != manifest.layers.len() {
             return Err(Failure::fatal("manifest and configuration have not the same number of layers"));
         }
-        let hold_layers = self.hold(layers.iter().cloned());
+        let hold_layers = self.hold(layers.iter().cloned())?;
         let fetches =
             manifest.layers.iter().zip(&layers).map(|(layer, diff_id)| self.fetch_layer(remote, layer, diff_id));
         try_join_all(fetches).await?;
@@ -223,8 +225,9 @@ impl Failure {
         match self.kind {
             FailureKind::Fatal => Error::Failed(text),
             FailureKind::Missing => Error::missing("image", format!("{image}: {}:", self.text)),
-            // What the kubelet shows instead of ErrImagePull.
-            FailureKind::Unavailable => Error::Unavailable(format!("RegistryUnavailable: {text}")),
+            // What the kubelet shows instead of ErrImagePull. It looks at the beginning of the text, which is that of
+            // the status only if the code is Unknown.
+            FailureKind::Unavailable => Error::Failed(format!("RegistryUnavailable: {text}")),
         }
     }
 }

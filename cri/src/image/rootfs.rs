@@ -18,6 +18,7 @@ use rustix::mount::{
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Size};
+use super::load::Broken;
 use super::store::Store;
 use super::{Image, Source};
 use crate::error::{Context, Error, Result};
@@ -73,17 +74,19 @@ impl Store {
         overlay(&lowers, upper.as_ref(), target, how).context(doing)
     }
 
-    /// Unmounts a root file system; one that is not mounted is so already.
-    pub fn unmount(&self, container: &str, target: &Path) -> Result<()> {
-        detach(target)?;
-        let Ok(dir) = self.container_dir(container) else { return Ok(()) };
-        let _state = self.state();
-        let mut mounts = read(&dir);
-        if mounts.targets.iter().any(|known| known == target) {
-            mounts.targets.retain(|known| known != target);
-            self.record(&dir, &mounts)?;
+    /// Unmounts the root file system of a container and its volumes; what is not mounted is so already.
+    pub fn unmount(&self, container: &str) -> Result<()> {
+        let dir = self.container_dir(container)?;
+        let _state = self.memory();
+        let mounts = read(&dir);
+        // The last first: one may be within another.
+        for target in mounts.targets.iter().rev() {
+            detach(target)?;
         }
-        Ok(())
+        if mounts.targets.is_empty() {
+            return Ok(());
+        }
+        self.record(&dir, &Mounts { targets: Vec::new(), ..mounts })
     }
 
     /// Removes the writable layer of a container with all that is still mounted of it; repeatable.
@@ -99,15 +102,15 @@ impl Store {
     /// The short part of [`Store::remove_rw`]: answers with what is to be swept, which a later start would do otherwise.
     pub fn retire_rw(&self, container: &str) -> Result<PathBuf> {
         let dir = self.container_dir(container)?;
-        for target in read(&dir).targets {
-            detach(&target)?;
+        for target in read(&dir).targets.iter().rev() {
+            detach(target)?;
         }
         let gone = self.writable().join(format!(".gone-{container}"));
         if dir.exists() {
             files::remove_tree(&gone)?;
             fs::rename(&dir, &gone).context(|| format!("Failed to remove {}", dir.display()))?;
         }
-        self.state().containers.remove(container);
+        self.change()?.containers.remove(container);
         self.collect()?;
         Ok(gone)
     }
@@ -140,7 +143,7 @@ impl Store {
 
     /// Writes down what is about to be mounted. From here on the layers stay.
     fn claim(&self, dir: &Path, container: &str, image: &Image, target: &Path) -> Result<()> {
-        let mut state = self.state();
+        let mut state = self.change()?;
         if let Some(missing) = image.layers.iter().find(|layer| !state.layers.contains_key(*layer)) {
             return Err(Error::failed(format!("Layer {missing} of image {} is not there any more", image.id)));
         }
@@ -177,11 +180,13 @@ impl Store {
 }
 
 /// The containers that are there, with their layers.
-pub(super) fn load(dir: &Path) -> Result<HashMap<String, Vec<String>>> {
+pub(super) fn load(dir: &Path, broken: Broken) -> Result<HashMap<String, Vec<String>>> {
     let mut containers = HashMap::new();
     for name in files::names(dir)? {
         if name.starts_with(".gone-") {
-            files::remove_tree(&dir.join(&name))?;
+            if broken == Broken::Remove {
+                files::remove_tree(&dir.join(&name))?;
+            }
         } else {
             let layers = read(&dir.join(&name)).layers;
             containers.insert(name, layers);

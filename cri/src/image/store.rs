@@ -2,60 +2,66 @@
 //!
 //! On disk below `<root>/images`: `records/HEX.json`, `blobs/HEX` (manifests and configurations), `layers/`, `partial/`
 //! (layers whose download broke off) and `tmp/`. A file appears after what it names, and is removed before it; the rest
-//! is found and removed when the store is opened. One process at a time owns a store.
+//! is found and removed when the store is opened by somebody who is alone with it (`lock`).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex};
 
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
 use super::adopt::Foreign;
 use super::files::{self, Size};
+use super::load::{self, Broken};
+use super::lock::{Lock, Part};
 use super::name::{self, Wanted};
 use super::pull::Pulls;
-use super::{Image, Source, Usage, User, layers, rootfs};
+use super::{Image, Source, Usage, User};
 use crate::config::{self, Config};
 use crate::error::{Context, Error, Result};
+use crate::state;
 
 /// The images of this node; clones are the same store.
 #[derive(Clone, Debug)]
 pub struct Store {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     dir: PathBuf,
     writable: PathBuf,
     settings: config::Images,
-    state: Mutex<State>,
+    pub state: Mutex<State>,
     foreign: Option<Foreign>,
     pulls: Pulls,
-    /// Makes temporary names different.
+    pub lock: Lock,
+    /// Makes temporary names different, with `own`, which no other process has.
     counter: AtomicU64,
+    own: String,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    images: BTreeMap<String, Kept>,
+    pub images: BTreeMap<String, Kept>,
     pub layers: HashMap<String, Size>,
-    blobs: HashMap<String, u64>,
+    pub blobs: HashMap<String, u64>,
+    /// The number of the lock file when this was read.
+    pub number: u64,
     /// What pulls and adoptions have brought, or count on, and no image names yet.
-    held: HashMap<String, usize>,
+    pub held: HashMap<String, usize>,
     /// Layers below the containers that are there.
     pub containers: HashMap<String, Vec<String>>,
 }
 
 #[derive(Clone, Debug)]
-struct Kept {
-    record: Record,
-    config: Arc<ImageConfiguration>,
+pub(super) struct Kept {
+    pub record: Record,
+    pub config: Arc<ImageConfiguration>,
 }
 
 /// An image as its file has it.
@@ -75,27 +81,6 @@ pub(super) struct Record {
     pub pinned: bool,
 }
 
-/// Keeps layers and blobs from being collected while an image is put together.
-#[derive(Debug)]
-pub(super) struct Hold {
-    store: Store,
-    digests: Vec<String>,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let mut state = self.store.state();
-        for digest in &self.digests {
-            if let Some(count) = state.held.get_mut(digest) {
-                *count -= 1;
-                if *count == 0 {
-                    state.held.remove(digest);
-                }
-            }
-        }
-    }
-}
-
 impl Store {
     /// Opens the store, making it if there is none, and removes what a kill or crash left half made.
     pub fn open(config: &Config) -> Result<Store> {
@@ -106,30 +91,42 @@ impl Store {
             fs::set_permissions(private, fs::Permissions::from_mode(0o700))
                 .context(|| format!("Failed to set the mode of {}", private.display()))?;
         }
-        files::remove_tree(&dir.join("tmp"))?;
+        let lock = Lock::open(&dir.join("lock"))?;
+        let alone = lock.try_take(Part::Open);
+        if alone {
+            files::remove_tree(&dir.join("tmp"))?;
+        } else {
+            lock.share(Part::Open)?;
+        }
         for part in ["records", "blobs", "layers", "partial", "tmp"] {
             files::make_dir(&dir.join(part))?;
         }
-        forget_old(&dir.join("partial"));
-        let mut state = State {
-            layers: layers::load(&dir.join("layers"))?,
-            blobs: load_blobs(&dir.join("blobs"))?,
-            containers: rootfs::load(&writable)?,
-            ..State::default()
-        };
-        state.images = load_records(&dir, &state)?;
-        let foreign = Foreign::at(&config.images.containers_storage);
+        let mut state = State::default();
+        if alone {
+            load::forget_old(&dir.join("partial"));
+            state = State { number: lock.number(), ..State::load(&dir, &writable, Broken::Remove)? };
+            lock.share(Part::Open)?;
+        } else {
+            // Not the one that is there, so that the first look reads all of it.
+            state.number = lock.number().wrapping_sub(1);
+        }
+        let mut own = state::new_id()?;
+        own.truncate(8);
         let shared = Shared {
             pulls: Pulls::new(&config.images),
+            foreign: Foreign::at(&config.images.containers_storage),
             settings: config.images.clone(),
             state: Mutex::new(state),
             counter: AtomicU64::new(0),
+            own,
+            lock,
             dir,
             writable,
-            foreign,
         };
         let store = Store { shared: Arc::new(shared) };
-        store.collect()?;
+        if alone {
+            store.collect()?;
+        }
         Ok(store)
     }
 
@@ -163,7 +160,7 @@ impl Store {
     }
 
     fn forget(&self, id: &str) -> Result<()> {
-        let mut state = self.state();
+        let mut state = self.change()?;
         let path = self.record_path(id)?;
         files::remove_file(&path)?;
         files::sync_parent(&path)?;
@@ -239,8 +236,8 @@ impl Store {
 
     /// Makes an image known; its layers and blobs are there and held. Its tags leave the images that had them.
     pub(super) fn put(&self, mut record: Record) -> Result<Image> {
-        let config = self.read_config(&record.id)?;
-        let mut state = self.state();
+        let config = load::config(&self.shared.dir, &record.id)?;
+        let mut state = self.change()?;
         if let Some(missing) = record.layers.iter().find(|layer| !state.layers.contains_key(*layer)) {
             return Err(Error::failed(format!("Layer {missing} of image {} is not there", record.id)));
         }
@@ -282,61 +279,20 @@ impl Store {
         files::write(&self.temp("record"), &self.record_path(&record.id)?, &text)
     }
 
-    fn read_config(&self, id: &str) -> Result<Arc<ImageConfiguration>> {
-        read_config(&self.shared.dir, id)
-    }
-
     /// Keeps a document under its digest.
     pub(super) fn put_blob(&self, data: &[u8]) -> Result<String> {
         let digest = files::digest(data);
         let path = self.blob_path(&digest)?;
+        let mut state = self.change()?;
         if !path.exists() {
             files::write(&self.temp("blob"), &path, data)?;
         }
-        self.state().blobs.insert(digest.clone(), data.len() as u64);
+        state.blobs.insert(digest.clone(), data.len() as u64);
         Ok(digest)
     }
 
     pub(super) fn blob(&self, digest: &str) -> Option<Vec<u8>> {
         fs::read(self.blob_path(digest).ok()?).ok()
-    }
-
-    pub(super) fn hold(&self, digests: impl IntoIterator<Item = String>) -> Hold {
-        let digests: Vec<String> = digests.into_iter().collect();
-        let mut state = self.state();
-        for digest in &digests {
-            *state.held.entry(digest.clone()).or_default() += 1;
-        }
-        drop(state);
-        Hold { store: self.clone(), digests }
-    }
-
-    /// Removes the layers and blobs that nobody names.
-    pub(super) fn collect(&self) -> Result<()> {
-        let mut gone = Vec::new();
-        let mut state = self.state();
-        let used: BTreeSet<String> = {
-            let images = state.images.values().flat_map(|kept| kept.record.layers.iter().chain(&kept.record.blobs));
-            let containers = state.containers.values().flatten();
-            images.chain(containers).chain(state.held.keys()).cloned().collect()
-        };
-        let layers: Vec<String> = state.layers.keys().filter(|id| !used.contains(*id)).cloned().collect();
-        for layer in layers {
-            gone.push(self.discard(&layer)?);
-            state.layers.remove(&layer);
-        }
-        let blobs: Vec<String> = state.blobs.keys().filter(|digest| !used.contains(*digest)).cloned().collect();
-        for blob in blobs {
-            files::remove_file(&self.blob_path(&blob)?)?;
-            state.blobs.remove(&blob);
-        }
-        drop(state);
-        gone.iter().try_for_each(|path| files::remove_tree(path))
-    }
-
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        // Every change leaves it whole, so a panic elsewhere is no reason to stop.
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -362,14 +318,14 @@ impl Store {
     /// A name that nobody else uses, on the file system of the store.
     pub(super) fn temp(&self, what: &str) -> PathBuf {
         let number = self.shared.counter.fetch_add(1, Ordering::Relaxed);
-        self.shared.dir.join("tmp").join(format!("{what}-{number}"))
+        self.shared.dir.join("tmp").join(format!("{what}-{}-{number}", self.shared.own))
     }
 
     fn record_path(&self, id: &str) -> Result<PathBuf> {
         Ok(self.shared.dir.join("records").join(format!("{}.json", files::hex(id)?)))
     }
 
-    fn blob_path(&self, digest: &str) -> Result<PathBuf> {
+    pub(super) fn blob_path(&self, digest: &str) -> Result<PathBuf> {
         Ok(self.shared.dir.join("blobs").join(files::hex(digest)?))
     }
 }
@@ -395,73 +351,6 @@ fn add_new(list: &mut Vec<String>, more: Vec<String>) {
     for item in more {
         if !list.contains(&item) {
             list.push(item);
-        }
-    }
-}
-
-fn read_config(dir: &Path, id: &str) -> Result<Arc<ImageConfiguration>> {
-    let path = dir.join("blobs").join(files::hex(id)?);
-    let text = fs::read(&path).context(|| format!("Failed to read {}", path.display()))?;
-    parse_config(&text).context(|| format!("Bad configuration of image {id}"))
-}
-
-/// A configuration without its history, which is long and says nothing about running.
-pub(super) fn parse_config(text: &[u8]) -> Result<Arc<ImageConfiguration>> {
-    let mut config: ImageConfiguration = serde_json::from_slice(text).context(|| "configuration")?;
-    config.set_history(None);
-    Ok(Arc::new(config))
-}
-
-fn load_blobs(dir: &Path) -> Result<HashMap<String, u64>> {
-    let mut blobs = HashMap::new();
-    for name in files::names(dir)? {
-        if let Ok(data) = fs::metadata(dir.join(&name)) {
-            blobs.insert(format!("sha256:{name}"), data.len());
-        }
-    }
-    Ok(blobs)
-}
-
-/// The images that are whole; the files of others are removed.
-fn load_records(dir: &Path, state: &State) -> Result<BTreeMap<String, Kept>> {
-    let mut found: Vec<(SystemTime, Kept)> = Vec::new();
-    for name in files::names(&dir.join("records"))? {
-        let path = dir.join("records").join(&name);
-        match load_record(dir, &path, state) {
-            Ok(kept) => {
-                let changed = fs::metadata(&path).and_then(|data| data.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-                found.push((changed, kept));
-            }
-            Err(error) => {
-                tracing::warn!(image = name, %error, "removing an image that is not whole");
-                files::remove_file(&path)?;
-            }
-        }
-    }
-    // The latest to be given a tag has it.
-    found.sort_by_key(|(changed, _)| std::cmp::Reverse(*changed));
-    let mut taken = BTreeSet::new();
-    for (_, kept) in &mut found {
-        kept.record.tags.retain(|tag| taken.insert(tag.clone()));
-    }
-    Ok(found.into_iter().map(|(_, kept)| (kept.record.id.clone(), kept)).collect())
-}
-
-fn load_record(dir: &Path, path: &Path, state: &State) -> Result<Kept> {
-    let text = fs::read(path).context(|| "read")?;
-    let record: Record = serde_json::from_slice(&text).context(|| "parse")?;
-    if let Some(missing) = record.layers.iter().find(|layer| !state.layers.contains_key(*layer)) {
-        return Err(Error::failed(format!("layer {missing} is missing")));
-    }
-    Ok(Kept { config: read_config(dir, &record.id)?, record })
-}
-
-/// Downloads that nobody has gone on with for a day.
-fn forget_old(dir: &Path) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let age = entry.metadata().and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
-        if age.is_none_or(|age| age > Duration::from_secs(24 * 60 * 60)) {
-            let _ = fs::remove_file(entry.path());
         }
     }
 }
