@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 /// Where a cgroup's files are: one directory for all controllers, or one for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,6 +182,40 @@ impl Table {
     }
 }
 
+/// How fast processor time is used up, from one look to another.
+#[derive(Debug, Default)]
+pub struct Rate(Mutex<Option<Look>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    at: i64,
+    cpu: u64,
+    rate: Option<u64>,
+}
+
+/// Nanoseconds between two looks, at least: clients that ask more often get what the former ones got.
+const APART: i64 = 500_000_000;
+
+impl Rate {
+    /// Nanoseconds of processor time per second, given what was used (ns) by now (ns since 1970). Nothing is known at the
+    /// first look.
+    pub fn now(&self, at: i64, cpu: u64) -> Option<u64> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let rate = match *last {
+            Some(before) if at - before.at < APART => return before.rate,
+            Some(before) => per_second(cpu.saturating_sub(before.cpu), at - before.at),
+            None => None,
+        };
+        *last = Some(Look { at, cpu, rate });
+        rate
+    }
+}
+
+fn per_second(amount: u64, nanoseconds: i64) -> Option<u64> {
+    let second = 1_000_000_000;
+    u64::try_from(u128::from(amount) * second / u128::try_from(nanoseconds).ok().filter(|time| *time > 0)?).ok()
+}
+
 /// What went over one interface of a network namespace, since it is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
@@ -296,6 +331,15 @@ mod tests {
         assert_eq!(Place::read("0::/kubepods/x\n", root), Some(Place::V2("/c/kubepods/x".into())));
         assert_eq!(Place::read("", root), None);
         assert_eq!(slice("kubepods-burstable-pod1_2.slice"), "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice");
+    }
+
+    #[test]
+    fn a_rate_takes_two_looks() {
+        let (rate, second) = (Rate::default(), 1_000_000_000);
+        assert_eq!(rate.now(second, 100), None);
+        assert_eq!(rate.now(second + 1000, 200), None, "too early");
+        assert_eq!(rate.now(3 * second, 1_000_000_100), Some(500_000_000));
+        assert_eq!(rate.now(3 * second + 1, 0), Some(500_000_000), "too early again");
     }
 
     #[test]

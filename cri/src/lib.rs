@@ -10,6 +10,7 @@ pub mod container;
 pub mod daemon;
 pub mod error;
 pub mod events;
+pub mod figures;
 pub mod image;
 pub mod metrics;
 pub mod monitor;

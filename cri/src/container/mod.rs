@@ -100,6 +100,7 @@ pub struct Container {
     pub ended: watch::Sender<bool>,
     /// One change at a time; never held while somebody waits for an end.
     pub turn: tokio::sync::Mutex<()>,
+    usage: stats::Known,
     dirs: Dirs,
 }
 
@@ -151,7 +152,7 @@ impl Container {
 
     fn new(record: Record, state: State, dirs: Dirs) -> Container {
         let ended = watch::Sender::new(matches!(state.phase, Phase::Exited));
-        Container { record, state: Mutex::new(state), ended, turn: tokio::sync::Mutex::default(), dirs }
+        Container { record, state: Mutex::new(state), ended, turn: tokio::sync::Mutex::default(), usage: stats::Known::default(), dirs }
     }
 
     /// The same container with what its set-up found out.

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::error::{Context, Result};
+use crate::figures::Rate;
 use crate::network::{PodNetwork, PortMapping};
 
 use crate::state;
@@ -76,6 +77,7 @@ pub struct Pod {
     pub turn: tokio::sync::Mutex<()>,
     /// Read while a container is made in it; to remove it, that has to be over.
     pub making: tokio::sync::RwLock<()>,
+    rate: Rate,
     dirs: Dirs,
 }
 
@@ -108,7 +110,7 @@ impl Pod {
 
     fn new(record: Record, state: State, dirs: Dirs) -> Pod {
         let (turn, making) = (tokio::sync::Mutex::default(), tokio::sync::RwLock::default());
-        Pod { record, state: Mutex::new(state), turn, making, dirs }
+        Pod { record, state: Mutex::new(state), turn, making, rate: Rate::default(), dirs }
     }
 
     /// Its record is there. Without, nothing was made yet, or everything else is removed.

@@ -3,6 +3,7 @@
 mod convert;
 mod images;
 mod runtime;
+mod stats;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;

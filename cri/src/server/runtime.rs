@@ -11,7 +11,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tonic::{Request, Response, Status};
 
-use super::{Service, convert};
+use super::{Service, convert, stats};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::events::{Event, Kind};
@@ -58,6 +58,13 @@ fn stats_filter(filter: Option<ContainerStatsFilter>) -> container::Filter {
         pod: filter.pod_sandbox_id,
         phases: Some(vec![container::Phase::Running]),
         labels: filter.label_selector,
+    }
+}
+
+impl Service {
+    /// The file system of images and writable layers, as statistics name it.
+    fn root(&self) -> String {
+        self.0.images.usage().path.to_string_lossy().into_owned()
     }
 }
 
@@ -212,8 +219,8 @@ impl RuntimeService for Service {
 
     async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
         let container = self.0.container(&request.into_inner().container_id)?;
-        let stats = container::stats::of(&self.0, &container).await?;
-        Ok(Response::new(ContainerStatsResponse { stats: Some(convert::container_stats(&container, &stats)) }))
+        let looked = container::stats::of(&self.0, &container).await?;
+        Ok(Response::new(ContainerStatsResponse { stats: Some(stats::of_container(&container, &looked, &self.root())) }))
     }
 
     async fn list_container_stats(
@@ -221,20 +228,20 @@ impl RuntimeService for Service {
         request: Request<ListContainerStatsRequest>,
     ) -> Answer<ListContainerStatsResponse> {
         let found = container::list(&self.0, &stats_filter(request.into_inner().filter));
-        let mut stats = Vec::new();
+        let (root, mut all) = (self.root(), Vec::new());
         for container in found {
             // One that ends just now has none.
             if let Ok(own) = container::stats::of(&self.0, &container).await {
-                stats.push(convert::container_stats(&container, &own));
+                all.push(stats::of_container(&container, &own, &root));
             }
         }
-        Ok(Response::new(ListContainerStatsResponse { stats }))
+        Ok(Response::new(ListContainerStatsResponse { stats: all }))
     }
 
     async fn pod_sandbox_stats(&self, request: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
         let pod = self.0.pod(&request.into_inner().pod_sandbox_id)?;
-        let stats = sandbox::stats(&self.0, &pod).await?;
-        Ok(Response::new(PodSandboxStatsResponse { stats: Some(convert::pod_stats(&pod, &stats)) }))
+        let looked = sandbox::stats(&self.0, &pod).await?;
+        Ok(Response::new(PodSandboxStatsResponse { stats: Some(stats::of_pod(&pod, &looked, &self.root())) }))
     }
 
     async fn list_pod_sandbox_stats(
@@ -243,13 +250,13 @@ impl RuntimeService for Service {
     ) -> Answer<ListPodSandboxStatsResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
         let filter = sandbox::Filter { id: filter.id, ready: Some(true), labels: filter.label_selector };
-        let mut stats = Vec::new();
+        let (root, mut all) = (self.root(), Vec::new());
         for pod in sandbox::list(&self.0, &filter) {
             if let Ok(own) = sandbox::stats(&self.0, &pod).await {
-                stats.push(convert::pod_stats(&pod, &own));
+                all.push(stats::of_pod(&pod, &own, &root));
             }
         }
-        Ok(Response::new(ListPodSandboxStatsResponse { stats }))
+        Ok(Response::new(ListPodSandboxStatsResponse { stats: all }))
     }
 
     async fn update_runtime_config(
@@ -307,17 +314,17 @@ impl RuntimeService for Service {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: convert::metric_descriptors() }))
+        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: stats::descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        let mut pod_metrics = Vec::new();
+        let (root, mut pod_metrics) = (self.root(), Vec::new());
         for pod in sandbox::list(&self.0, &sandbox::Filter { ready: Some(true), ..sandbox::Filter::default() }) {
-            if let Ok(stats) = sandbox::stats(&self.0, &pod).await {
-                pod_metrics.push(convert::pod_metrics(&self.0, &pod, &stats));
+            if let Ok(looked) = sandbox::stats(&self.0, &pod).await {
+                pod_metrics.push(stats::metrics(&pod, &looked, &root));
             }
         }
         Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics }))
