@@ -241,7 +241,17 @@ pub fn interfaces(text: &str) -> Vec<Interface> {
             return None;
         };
         let name = name.trim().to_owned();
-        Some(Interface { name, rx_bytes, rx_packets, rx_errors, rx_dropped, tx_bytes, tx_packets, tx_errors, tx_dropped })
+        Some(Interface {
+            name,
+            rx_bytes,
+            rx_packets,
+            rx_errors,
+            rx_dropped,
+            tx_bytes,
+            tx_packets,
+            tx_errors,
+            tx_dropped,
+        })
     };
     rows.filter_map(row).filter(|interface| interface.name != "lo").collect()
 }
@@ -326,11 +336,15 @@ mod tests {
     fn where_a_process_is() {
         let root = Path::new("/c");
         let hybrid = "5:pids:/a\n4:cpu,cpuacct:/b/c\n3:memory:/d\n0::/e\n";
-        let expected = Place::V1 { cpuacct: "/c/cpuacct/b/c".into(), memory: "/c/memory/d".into(), pids: "/c/pids/a".into() };
+        let expected =
+            Place::V1 { cpuacct: "/c/cpuacct/b/c".into(), memory: "/c/memory/d".into(), pids: "/c/pids/a".into() };
         assert_eq!(Place::read(hybrid, root), Some(expected));
         assert_eq!(Place::read("0::/kubepods/x\n", root), Some(Place::V2("/c/kubepods/x".into())));
         assert_eq!(Place::read("", root), None);
-        assert_eq!(slice("kubepods-burstable-pod1_2.slice"), "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice");
+        assert_eq!(
+            slice("kubepods-burstable-pod1_2.slice"),
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice"
+        );
     }
 
     #[test]
@@ -348,7 +362,10 @@ mod tests {
         let seen = interfaces(text);
         assert_eq!(seen.len(), 1);
         let eth0 = &seen[0];
-        assert_eq!((eth0.name.as_str(), eth0.rx_bytes, eth0.rx_packets, eth0.rx_errors, eth0.rx_dropped), ("eth0", 10, 2, 3, 4));
+        assert_eq!(
+            (eth0.name.as_str(), eth0.rx_bytes, eth0.rx_packets, eth0.rx_errors, eth0.rx_dropped),
+            ("eth0", 10, 2, 3, 4)
+        );
         assert_eq!((eth0.tx_bytes, eth0.tx_packets, eth0.tx_errors, eth0.tx_dropped), (50, 6, 7, 8));
     }
 }

@@ -49,7 +49,8 @@ fn answer(registry: &Registry, request: &Request<Incoming>) -> Response<Full<Byt
     let encoded = known && prometheus_client::encoding::text::encode(&mut text, registry).is_ok();
     let mut response = Response::new(Full::new(Bytes::from(text)));
     if encoded {
-        let kind = hyper::header::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+        let kind =
+            hyper::header::HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
         response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
     } else {
         *response.status_mut() = if known { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::NOT_FOUND };

@@ -152,7 +152,14 @@ impl Container {
 
     fn new(record: Record, state: State, dirs: Dirs) -> Container {
         let ended = watch::Sender::new(matches!(state.phase, Phase::Exited));
-        Container { record, state: Mutex::new(state), ended, turn: tokio::sync::Mutex::default(), usage: stats::Known::default(), dirs }
+        Container {
+            record,
+            state: Mutex::new(state),
+            ended,
+            turn: tokio::sync::Mutex::default(),
+            usage: stats::Known::default(),
+            dirs,
+        }
     }
 
     /// The same container with what its set-up found out.

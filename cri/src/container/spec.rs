@@ -238,7 +238,9 @@ fn bind(mount: &Mount) -> Result<Value> {
         (false, true) => "ro",
         (false, false) => "rw",
     };
-    Ok(json!({ "destination": target, "type": "bind", "source": mount.host_path, "options": ["rbind", propagation, mode] }))
+    Ok(
+        json!({ "destination": target, "type": "bind", "source": mount.host_path, "options": ["rbind", propagation, mode] }),
+    )
 }
 
 /// The root must pass on what one of the mounts wants to hear or tell.
@@ -314,10 +316,10 @@ fn seccomp(context: &LinuxContainerSecurityContext, facts: &Facts) -> Result<Opt
     if context.privileged {
         return Ok(None);
     }
-    let profile = context.seccomp.clone().unwrap_or(SecurityProfile {
-        profile_type: ProfileType::Unconfined as i32,
-        localhost_ref: String::new(),
-    });
+    let profile = context
+        .seccomp
+        .clone()
+        .unwrap_or(SecurityProfile { profile_type: ProfileType::Unconfined as i32, localhost_ref: String::new() });
     match ProfileType::try_from(profile.profile_type) {
         Ok(ProfileType::RuntimeDefault) => Ok(facts.seccomp.clone()),
         Ok(ProfileType::Unconfined) => Ok(None),
@@ -389,17 +391,27 @@ mod tests {
             ..Mount::default()
         };
         assert!(bind(&mount(true, MountPropagation::PropagationPrivate)).is_ok());
-        for bad in [mount(false, MountPropagation::PropagationPrivate), mount(true, MountPropagation::PropagationHostToContainer)] {
+        for bad in [
+            mount(false, MountPropagation::PropagationPrivate),
+            mount(true, MountPropagation::PropagationHostToContainer),
+        ] {
             assert!(matches!(bind(&bad), Err(Error::Invalid(text)) if text.contains("/x")));
         }
     }
 
     #[test]
     fn capabilities_are_added_dropped_and_bounded() {
-        let facts = Facts { bounding: ["CAP_KILL", "CAP_CHOWN", "CAP_SYS_ADMIN"].map(str::to_owned).into(), ..Facts::default() };
+        let facts = Facts {
+            bounding: ["CAP_KILL", "CAP_CHOWN", "CAP_SYS_ADMIN"].map(str::to_owned).into(),
+            ..Facts::default()
+        };
         let set = |add: &[&str], drop: &[&str]| {
             let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
-            let asked = k8s_cri::v1::Capability { add_capabilities: words(add), drop_capabilities: words(drop), ..Default::default() };
+            let asked = k8s_cri::v1::Capability {
+                add_capabilities: words(add),
+                drop_capabilities: words(drop),
+                ..Default::default()
+            };
             let context = LinuxContainerSecurityContext { capabilities: Some(asked), ..Default::default() };
             capabilities(&context, &facts).unwrap()["effective"].clone()
         };

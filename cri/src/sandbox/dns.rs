@@ -61,7 +61,8 @@ mod tests {
     #[test]
     fn what_was_asked_for_is_written_and_else_the_hosts() {
         let dir = tempfile::tempdir().unwrap();
-        let dns = Dns { servers: words(&["10.1.2.3", "::1"]), searches: words(&["a.b", "c"]), options: words(&["ndots:5"]) };
+        let dns =
+            Dns { servers: words(&["10.1.2.3", "::1"]), searches: words(&["a.b", "c"]), options: words(&["ndots:5"]) };
         write(dir.path(), &dns, "some-host", false).unwrap();
         let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
         assert_eq!(read("resolv.conf"), "nameserver 10.1.2.3\nnameserver ::1\nsearch a.b c\noptions ndots:5\n");

@@ -210,17 +210,19 @@ impl RuntimeService for Service {
         sandbox::netns(&pod)?;
         let ports: Result<Vec<u16>, _> = request.port.iter().map(|port| u16::try_from(*port)).collect();
         let ports = ports.map_err(|_| Error::invalid(format!("Bad ports {:?}", request.port)))?;
-        let url = self.0.streaming()?.port_forward(crate::streaming::PortForwardRequest {
-            pod: pod.id().to_owned(),
-            ports,
-        })?;
+        let url = self
+            .0
+            .streaming()?
+            .port_forward(crate::streaming::PortForwardRequest { pod: pod.id().to_owned(), ports })?;
         Ok(Response::new(PortForwardResponse { url }))
     }
 
     async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
         let container = self.0.container(&request.into_inner().container_id)?;
         let looked = container::stats::of(&self.0, &container).await?;
-        Ok(Response::new(ContainerStatsResponse { stats: Some(stats::of_container(&container, &looked, &self.root())) }))
+        Ok(Response::new(ContainerStatsResponse {
+            stats: Some(stats::of_container(&container, &looked, &self.root())),
+        }))
     }
 
     async fn list_container_stats(

@@ -44,10 +44,7 @@ pub fn of_pod(pod: &Pod, stats: &sandbox::Stats, root: &str) -> PodSandboxStats 
             cpu: cpu(stats.at, &stats.figures, stats.nano_cores),
             memory: memory(stats.at, &stats.figures),
             network: stats.interfaces.as_ref().map(|interfaces| network(stats.at, interfaces)),
-            process: stats
-                .figures
-                .pids
-                .map(|count| ProcessUsage { timestamp: stats.at, process_count: number(count) }),
+            process: stats.figures.pids.map(|count| ProcessUsage { timestamp: stats.at, process_count: number(count) }),
             containers,
         }),
         windows: None,
@@ -123,7 +120,9 @@ const CGROUP: [Row<Figures>; 13] = [
     row("container_cpu_cfs_periods_total", "Periods of the quota of processor time", Counter, |f| f.periods),
     row("container_cpu_cfs_throttled_periods_total", "Periods whose quota was used up", Counter, |f| f.throttled),
     row("container_memory_usage_bytes", "Memory in use, file pages included", Gauge, |f| f.memory),
-    row("container_memory_working_set_bytes", "Memory in use that cannot be had back at once", Gauge, |f| f.working_set),
+    row("container_memory_working_set_bytes", "Memory in use that cannot be had back at once", Gauge, |f| {
+        f.working_set
+    }),
     row("container_memory_rss", "Memory of processes, in bytes", Gauge, |f| f.rss),
     row("container_memory_cache", "File pages, in bytes", Gauge, |f| f.cache),
     row("container_memory_swap", "Memory on swap devices, in bytes", Gauge, |f| f.swap),
