@@ -184,9 +184,9 @@ def rebuilt(s):
 @case
 def killed(s):
     """kill -9 during adoptions: nothing half adopted, and the next container runs"""
-    files = {f"file-{n}": b"x" * n for n in range(400)}
     for number in range(5):
-        name = s.storage.build(f"localhost/killed:{number}", [f"COPY file-* /many-{number}/", "RUN echo end >/end"], files)
+        name = s.storage.build(f"localhost/killed:{number}", [
+            f"RUN mkdir /many-{number} && for n in $(seq 400); do echo $n >/many-{number}/$n; done", "RUN echo end >/end"])
         pod = s.host_pod(f"killed-{number}")
         config = s.types.ContainerConfig(metadata=s.types.ContainerMetadata(name="x"), image=s.types.ImageSpec(image=name),
                                          command=["true"])

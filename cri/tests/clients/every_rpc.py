@@ -131,6 +131,59 @@ def pull_failures(s):
         s.images.PullImage(t.PullImageRequest(image=t.ImageSpec(image="127.0.0.1:1/x:z")), timeout=0.001)
 
 
+@case
+def image_volumes(s):
+    """Mounts of images: read-only, nothing in them runs, what the status says; unmounted with the container, and after kill -9"""
+    t = s.types
+    tree = s.dir / "volume"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "model").write_text("weights")
+    (tree / "run").write_text("#!/bin/sh\necho ran\n")
+    (tree / "run").chmod(0o755)
+    name = "localhost/volume:1"
+    subprocess.run(s.words("import", name, str(tree)), check=True)
+    image = s.images.ImageStatus(t.ImageStatusRequest(image=t.ImageSpec(image=name))).image
+
+    def mounts():
+        return [line for line in pathlib.Path("/proc/self/mounts").read_text().splitlines() if f"{s.dir}/run/containers" in line]
+
+    def volume(reference, path="/vol", **fields):
+        return t.Mount(container_path=path, image=t.ImageSpec(image=reference), **fields)
+
+    before = mounts()
+    pod = s.host_pod("volumes")
+    asked = [volume(image.id), volume(name, "/vol2", readonly=True)]
+    container = s.run(pod, "exec sleep 1000", mounts=asked)
+    for path in ["/vol", "/vol2"]:
+        same("content", s.exec(container, "cat", f"{path}/sub/model").stdout, b"weights")
+        for words in [["touch", f"{path}/new"], ["rm", f"{path}/run"], ["sh", "-c", f"{path}/run"], ["mount", "-o", "remount,rw", path]]:
+            check(s.exec(container, *words).exit_code != 0, f"{words} is refused")
+    same("status", list(s.status(container).mounts), asked)
+    with refused(Code.INVALID_ARGUMENT, "host_path", "/vol"):
+        s.create(pod, "true", name="both", mounts=[volume(name, host_path="/tmp")])
+    with refused(Code.NOT_FOUND, "localhost/none"):
+        s.create(pod, "true", name="none", mounts=[volume(name), volume("localhost/none", "/x")])
+    same("mounts of one container", len(mounts()) - len(before), 3)
+    s.images.RemoveImage(t.RemoveImageRequest(image=t.ImageSpec(image=name)))
+    s.again(signal.SIGKILL)
+    same("after its image was removed", s.exec(container, "cat", "/vol/sub/model").stdout, b"weights")
+    s.end(container)
+    until(lambda: mounts() == before, "all is unmounted when it has ended")
+    s.remove(container)
+    subprocess.run(s.words("import", name, str(tree)), check=True)
+    # The next server finds what was made, or had begun to be made.
+    for number in range(4):
+        config = t.ContainerConfig(metadata=t.ContainerMetadata(name=f"k{number}"), image=t.ImageSpec(image="localhost/busybox"),
+                                   command=["true"], mounts=[volume(name)])
+        request = t.CreateContainerRequest(pod_sandbox_id=pod[0], config=config, sandbox_config=pod[1])
+        call = s.runtime.CreateContainer.future(request)
+        time.sleep(0.02 * number)
+        s.again(signal.SIGKILL)
+        del call
+    s.remove_pod(pod)
+    same("mounts left", mounts(), before)
+
+
 # ------------------------------------------------------------ pods
 
 

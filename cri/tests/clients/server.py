@@ -51,12 +51,12 @@ class Server:
     def start(self):
         log = open(self.log, "ab")
         self.process = subprocess.Popen(self.words("serve"), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        # grpc waits for seconds after a connection that was refused.
+        # Where the last server's socket refuses, grpc would not ask again for seconds.
         until(self.listens, "the server listens", 30)
         channel = grpc.insecure_channel(
             f"unix://{self.socket}",
             options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_http_proxy", 0),
-                     # Knows nothing of servers that were killed before.
+                     # Nothing that an older channel has found out about this socket.
                      ("grpc.use_local_subchannel_pool", 1),
                      # grpc's own is the socket's path in a form that no host can have; Go's library says localhost, too.
                      ("grpc.default_authority", "localhost")],
@@ -68,19 +68,19 @@ class Server:
         return self
 
     def listens(self):
+        self.alive()
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
             link.connect(str(self.socket))
             return True
-        self.runs()
-
-    def runs(self):
-        if self.process.poll() is not None:
-            raise AssertionError(f"the server ended with {self.process.returncode}: {self.log.read_text()[-3000:]}")
 
     def answers(self):
-        self.runs()
+        self.alive()
         with contextlib.suppress(grpc.RpcError):
             return self.runtime.Version(self.types.VersionRequest(), timeout=1)
+
+    def alive(self):
+        if self.process.poll() is not None:
+            raise AssertionError(f"the server ended with {self.process.returncode}: {self.log.read_text()[-3000:]}")
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
