@@ -33,6 +33,7 @@ async fn make(daemon: &Arc<Daemon>, pod: &Arc<Pod>, config: ContainerConfig) -> 
     if pod.state().phase != sandbox::Phase::Ready {
         return Err(Error::Precondition(format!("Pod {} is not ready", pod.id())));
     }
+    facts::check(pod, &config)?;
     let reference = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
     let image = daemon.images_blocking(move |images| take(images, &reference)).await?;
     let id = state::new_id()?;

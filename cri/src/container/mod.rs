@@ -2,9 +2,11 @@
 
 mod attach;
 mod create;
+mod devices;
 mod end;
 mod exec;
 mod facts;
+mod host;
 mod list;
 mod log;
 mod remove;
