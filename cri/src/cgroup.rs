@@ -27,7 +27,14 @@ fn hierarchies(root: &Path) -> Vec<PathBuf> {
         return vec![root.to_owned()];
     }
     let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
-    entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir() && !path.is_symlink()).collect()
+    let paths = entries.flatten().map(|entry| entry.path());
+    paths.filter(|path| !path.is_symlink() && is_cgroup(path)).collect()
+}
+
+/// A plain directory may have the name of a hierarchy that is not mounted: crun leaves files in such.
+fn is_cgroup(path: &Path) -> bool {
+    use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
+    statfs(path).is_ok_and(|fs| [CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC].contains(&fs.filesystem_type()))
 }
 
 /// Only directories can be removed; the files in them go by themselves.

@@ -24,6 +24,12 @@ pub fn resources(
     cgroups: Cgroups,
 ) -> Result<Value> {
     let mut all = object(resources, cgroups)?;
+    // A new cgroup has none, and crun before 1.9 cannot say so.
+    if resources.cpu_quota == -1
+        && let Some(cpu) = all["cpu"].as_object_mut()
+    {
+        cpu.remove("quota");
+    }
     let mut rules = vec![json!({ "allow": context.privileged, "access": "rwm" })];
     for device in devices.iter().filter(|_| !context.privileged) {
         rules.push(json!({
@@ -187,6 +193,13 @@ mod tests {
         ] {
             assert_eq!(object(&asked, cgroups).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn no_quota_is_not_said_at_first() {
+        let asked = LinuxContainerResources { cpu_quota: -1, ..Default::default() };
+        let new = resources(&asked, &LinuxContainerSecurityContext::default(), &[], ALL).unwrap();
+        assert_eq!((&new["cpu"], object(&asked, ALL).unwrap()), (&json!({}), json!({ "cpu": { "quota": -1 } })));
     }
 
     #[test]
