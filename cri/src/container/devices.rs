@@ -9,8 +9,8 @@ use k8s_cri::v1::ContainerConfig;
 use super::spec::{Device, mounts};
 use crate::error::{Context, Error, Result};
 
-/// Directories of /dev that containers have their own of, and the terminal of whoever started this.
-const OWN: [&str; 6] = ["pts", "shm", "mqueue", "fd", "console", "hugepages"];
+/// What containers have their own of in /dev, and the terminal of whoever started this.
+const OWN: [&str; 7] = ["console", "fd", "hugepages", "mqueue", "ptmx", "pts", "shm"];
 
 const EVERYTHING: &str = "rwm";
 
