@@ -73,7 +73,7 @@ fn walk(dir: &Path, target: &Path, permissions: &str, found: &mut Vec<Device>) -
 }
 
 /// Nothing for what is no device, or has gone meanwhile.
-fn node(path: &Path, target: &Path, permissions: &str) -> Result<Option<Device>> {
+pub fn node(path: &Path, target: &Path, permissions: &str) -> Result<Option<Device>> {
     let data = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         data => data.context(|| format!("Failed to look at device {}", path.display()))?,

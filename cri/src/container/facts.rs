@@ -8,7 +8,7 @@ use k8s_cri::v1::{LinuxContainerSecurityContext, NamespaceMode};
 
 use super::spec::security::{self, Wanted};
 use super::spec::{self, Facts, User, mounts, seccomp, users};
-use super::{Container, Record, devices, host};
+use super::{Container, Record, cdi, devices, host};
 use crate::cgroup;
 use crate::daemon::Daemon;
 use crate::error::{Context, Error, Result};
@@ -106,7 +106,8 @@ pub fn lay_out(daemon: &Arc<Daemon>, pod: &Arc<Pod>, container: &Arc<Container>,
         cgroups: host::cgroups(),
         rootfs,
     };
-    let whole = spec::config(config, &image.config, &facts)?;
+    let mut whole = spec::config(config, &image.config, &facts)?;
+    cdi::edit(&mut whole, config, &cdi::DIRS)?;
     state::write(&container.bundle().join("config.json"), &whole)?;
     let mut record = container.record.clone();
     (record.uid, record.gid) = (i64::from(user.uid), i64::from(user.gid));

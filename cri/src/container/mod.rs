@@ -1,6 +1,7 @@
 //! Containers: a file per verb of the CRI, and what a container is.
 
 mod attach;
+mod cdi;
 mod create;
 mod devices;
 mod end;
