@@ -32,6 +32,7 @@ pub async fn create(daemon: &Arc<Daemon>, pod: &str, config: ContainerConfig) ->
 async fn make(daemon: &Arc<Daemon>, pod: &Arc<Pod>, config: ContainerConfig) -> Result<String> {
     let _making = pod.making.read().await;
     ready(pod)?;
+    facts::check(pod, &config)?;
     let reference = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
     let image = daemon.images_blocking(move |images| take(images, &reference)).await?;
     let id = state::new_id()?;

@@ -1,10 +1,13 @@
 //! Containers: a file per verb of the CRI, and what a container is.
 
 mod attach;
+mod cdi;
 mod create;
+mod devices;
 mod end;
 mod exec;
 mod facts;
+mod host;
 mod list;
 mod log;
 mod remove;

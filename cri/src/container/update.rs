@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_cri::v1::LinuxContainerResources;
 
-use super::{Phase, spec};
+use super::{Phase, host, spec};
 use crate::daemon::Daemon;
 use crate::error::{Error, Result};
 
@@ -21,7 +21,7 @@ pub async fn update(daemon: &Arc<Daemon>, id: &str, resources: LinuxContainerRes
         )));
     }
     let before = state.resources.or_else(|| container.record.config.linux.as_ref()?.resources.clone());
-    let (merged, oci) = spec::updated(before.as_ref(), &resources)?;
+    let (merged, oci) = spec::updated(before.as_ref(), &resources, host::cgroups())?;
     daemon.handlers.named(&container.record.handler)?.update(container.id(), &oci).await?;
     container.change(|state| state.resources = Some(merged))
 }

@@ -459,66 +459,448 @@ def container_failures(s):
     s.remove_pod(pod)
 
 
+def each_handler(s):
+    """Names of the runtimes that are there: what a container may do must not depend on which it is."""
+    names = [handler.name for handler in s.runtime.Status(s.types.StatusRequest()).runtime_handlers]
+    return [name for name in names if name]
+
+
+def secure(s, **fields):
+    return s.types.LinuxContainerConfig(security_context=s.types.LinuxContainerSecurityContext(**fields))
+
+
+def host_tools(s):
+    """Mounts by which a container of busybox has the host's Python, for calls that no shell makes."""
+    return [s.types.Mount(container_path=path, host_path=path, readonly=True) for path in ["/usr", "/lib", "/lib64"]]
+
+
 @case
 def container_process(s):
-    """Environment, directory, arguments, users, capabilities, read-only root, no new privileges"""
+    """Environment, directory, arguments, users, read-only root, no new privileges, masked paths"""
     t = s.types
-    pod = s.host_pod("process")
-    context = t.LinuxContainerSecurityContext(
-        run_as_user=t.Int64Value(value=1234), run_as_group=t.Int64Value(value=4321), supplemental_groups=[55],
-        readonly_rootfs=True, no_new_privs=True, capabilities=t.Capability(drop_capabilities=["ALL"]))
-    container = s.run(
-        pod, ["sh", "-c", "echo $KEY $(pwd) $(id -u):$(id -g) $(id -G)", "--"], working_dir="/tmp",
-        envs=[t.KeyValue(key="KEY", value="a b")], linux=t.LinuxContainerConfig(security_context=context), name="user")
-    s.ended(container)
-    same("what it sees", s.said(container), b"a b /tmp 1234:4321 4321 55\n")
-    user = s.status(container).user.linux
-    same("user", (user.uid, user.gid, 55 in user.supplemental_groups), (1234, 4321, True))
-    quiet = s.run(pod, "touch /x; echo $?; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status", name="locked",
-                  linux=t.LinuxContainerConfig(security_context=context))
-    s.ended(quiet)
-    text = s.said(quiet, "stdout").decode()
-    for line in ["1\n", "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"]:
-        check(line in text, f"{line!r} in {text!r}")
-    with refused(Code.INVALID_ARGUMENT, "run_as_group"):
-        s.create(pod, "exit 0", name="group", linux=t.LinuxContainerConfig(
-            security_context=t.LinuxContainerSecurityContext(run_as_group=t.Int64Value(value=1))))
-    s.remove_pod(pod)
+    for handler in each_handler(s):
+        pod = s.host_pod(f"process-{handler}", handler)
+        fields = dict(
+            run_as_user=t.Int64Value(value=1234), run_as_group=t.Int64Value(value=4321), supplemental_groups=[55],
+            readonly_rootfs=True, no_new_privs=True, capabilities=t.Capability(drop_capabilities=["ALL"]),
+            seccomp=t.SecurityProfile(profile_type=t.SecurityProfile.RuntimeDefault))
+        container = s.run(
+            pod, ["sh", "-c", "echo $KEY $(pwd) $(id -u):$(id -g) $(id -G) $HOME $HOSTNAME", "--"], working_dir="/tmp/",
+            envs=[t.KeyValue(key="KEY", value="a b")], linux=secure(s, **fields), name="user")
+        s.ended(container)
+        expected = f"a b /tmp 1234:4321 4321 55 / {socket.gethostname()}\n"
+        same("what it sees", s.said(container).decode(), expected)
+        user = s.status(container).user.linux
+        same("user", (user.uid, user.gid, list(user.supplemental_groups)), (1234, 4321, [55, 4321]))
+        quiet = s.run(pod, "touch /x; echo $?; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status", name="locked",
+                      linux=secure(s, **fields))
+        s.ended(quiet)
+        text = s.said(quiet, "stdout").decode()
+        for line in ["1\n", "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"]:
+            check(line in text, f"{line!r} in {text!r}")
+        s.remove_pod(pod)
+
+
+@case
+def container_paths(s):
+    """Of /proc and /sys a container sees the usual, or what the request says"""
+    t = s.types
+    look = "wc -c </proc/keys; echo 1 >/proc/sys/kernel/printk; ls /sys/firmware | wc -l;" \
+        "d=/sys/fs/cgroup; [ ! -d $d/pids ] || d=$d/pids; mkdir $d/x"
+    for handler in each_handler(s):
+        pod = s.host_pod(f"paths-{handler}", handler)
+        for name, linux in [("none", None), ("said-nothing", secure(s))]:
+            container = s.run(pod, look, linux=linux, name=name)
+            s.ended(container)
+            same("masked", s.said(container, "stdout"), b"0\n0\n")
+            text = s.said(container, "stderr").decode()
+            same(f"read-only: {text}", text.count("Read-only file system"), 2)
+        own = s.run(pod, "cat /etc/passwd | wc -c; touch /home", name="own",
+                    linux=secure(s, masked_paths=["/etc/passwd", "/no/such"], readonly_paths=["/home"]))
+        s.ended(own)
+        same("masked", s.said(own, "stdout"), b"0\n")
+        check(b"Read-only" in s.said(own, "stderr"), "its own read-only path")
+        s.remove_pod(pod)
+
+
+# Calls by number on x86-64, and what they come to: 0 or an errno.
+CALLS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*words):
+    ctypes.set_errno(0)
+    value = libc.syscall(*words)
+    if words[0] == 56 and value == 0:
+        os._exit(0)
+    return ctypes.get_errno()
+print("keyctl", call(250, 0, -3, 0), "uring", call(425, 0, 0), "vsock", call(41, 40, 1, 0), "clone3", call(435, 0, 0),
+      "mount", call(165, b"x", b"/tmp", b"tmpfs", 0, 0), "clone", call(56, 0x10000011, 0, 0, 0, 0),
+      "unshare", call(272, 0x10000000), "sockets", call(41, 1, 1, 0), "unknown", call(9999))
+"""
+
+
+def calls(s, pod, name, **fields):
+    container = s.run(pod, ["/usr/bin/python3", "-c", CALLS], mounts=host_tools(s), name=name, linux=secure(s, **fields))
+    same(f"{name}: {s.said(container) if s.ended(container).exit_code else ''}", s.ended(container).exit_code, 0)
+    words = s.said(container).split()
+    return {name.decode(): int(value) for name, value in zip(words[::2], words[1::2])}
+
+
+@case
+def container_seccomp(s):
+    """RuntimeDefault filters, with capabilities in mind; Unconfined and nothing do not; profiles by path"""
+    t = s.types
+    if os.uname().machine != "x86_64":
+        raise Skip("the calls are those of x86_64")
+    profile = t.SecurityProfile
+    default = profile(profile_type=profile.RuntimeDefault)
+    permitted = {"sockets": 0, "unknown": 38}
+    for handler in each_handler(s):
+        pod = s.host_pod(f"seccomp-{handler}", handler)
+        seen = calls(s, pod, "default", seccomp=default)
+        refusals = {"keyctl": 1, "uring": 1, "vsock": 1, "clone3": 38, "mount": 1, "clone": 1, "unshare": 1}
+        same("by default", seen, refusals | permitted)
+        admin = t.Capability(add_capabilities=["SYS_ADMIN"])
+        seen = calls(s, pod, "admin", seccomp=default, capabilities=admin)
+        expected = {"keyctl": 1, "uring": 1, "vsock": 1, "clone3": 22, "mount": 0, "clone": 0, "unshare": 0}
+        same("with SYS_ADMIN", seen, expected | permitted)
+        free = dict(seccomp=profile(profile_type=profile.Unconfined))
+        for name, fields in [("free", free), ("silent", {})]:
+            seen = calls(s, pod, name, **fields)
+            same(name, {word: seen[word] for word in ["clone", "unshare", "clone3"]},
+                 {"clone": 0, "unshare": 0, "clone3": 22})
+            check(seen["vsock"] != 1, f"{name}: {seen}")
+        old = s.run(pod, "grep Seccomp: /proc/self/status", name="old", linux=secure(s, seccomp_profile_path="runtime/default"))
+        s.ended(old)
+        same("by the deprecated field", s.said(old), b"Seccomp:\t2\n")
+        plain, conditional = s.dir / "plain.json", s.dir / "conditional.json"
+        rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 122}
+        plain.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+        conditional.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "archMap": [], "syscalls": [
+            rule | {"includes": {"caps": ["CAP_KILL"]}}, rule | {"names": ["chmod", "fchmodat"], "excludes": {"caps": ["CAP_KILL"]}}]}))
+        for number, reference in enumerate([str(plain), f"localhost/{plain}", str(conditional)]):
+            named = profile(profile_type=profile.Localhost, localhost_ref=reference)
+            container = s.run(pod, "mkdir /x; chmod 755 /tmp", name=f"named{number}", linux=secure(s, seccomp=named))
+            s.ended(container)
+            said = s.said(container)
+            check(b"mkdir" in said and b"uota exceeded" in said and b"chmod" not in said, f"{reference}: {said}")
+        for reference, word in [("/no/such.json", "/no/such.json"), ("plain.json", "absolute"), ("", "no profile")]:
+            named = profile(profile_type=profile.Localhost, localhost_ref=reference)
+            with refused(Code.INVALID_ARGUMENT, word):
+                s.create(pod, "exit 0", name="bad", linux=secure(s, seccomp=named))
+        bad = s.dir / "bad.json"
+        bad.write_text("{")
+        with refused(Code.INVALID_ARGUMENT, str(bad)):
+            s.create(pod, "exit 0", name="bad", linux=secure(
+                s, seccomp=profile(profile_type=profile.Localhost, localhost_ref=str(bad))))
+        s.remove_pod(pod)
+
+
+@case
+def container_default_seccomp(s):
+    """A configured profile is what RuntimeDefault means"""
+    t = s.types
+    other = s.dir / "configured"
+    other.mkdir()
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13, "excludes": {"arches": ["s390x"]}}
+    (other / "profile.json").write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    server = Server(s.program, other, (s.types, s.stubs), f"seccomp_profile = '{other}/profile.json'\n")
+    server.import_busybox()
+    server.start()
+    try:
+        pod = server.host_pod("configured")
+        default = t.SecurityProfile(profile_type=t.SecurityProfile.RuntimeDefault)
+        container = server.run(pod, "mkdir /x", linux=secure(s, seccomp=default))
+        same("exit code", server.ended(container).exit_code, 1)
+        check(b"Permission denied" in server.said(container), server.said(container))
+        (other / "profile.json").unlink()
+        with refused(Code.INVALID_ARGUMENT, "profile.json"):
+            server.create(pod, "exit 0", name="gone", linux=secure(s, seccomp=default))
+        server.clear()
+    finally:
+        server.stop()
+
+
+@case
+def container_users(s):
+    """Users and groups by number and by name, of the request and the image; what cannot be is refused"""
+    t = s.types
+    number = lambda value: t.Int64Value(value=value)  # noqa: E731
+    strict = t.SupplementalGroupsPolicy.Strict
+    for handler in each_handler(s):
+        pod = s.host_pod(f"users-{handler}", handler)
+        for name, fields, expected in [
+            ("root", {}, "0:0 0 /root"),
+            ("number", dict(run_as_user=number(4242)), "4242:0 0 /"),
+            ("group", dict(run_as_user=number(4242), run_as_group=number(7)), "4242:7 7 /"),
+            ("name", dict(run_as_username="root", supplemental_groups=[9, 8]), "0:0 0 8 9 /root"),
+            ("strict", dict(run_as_user=number(0), supplemental_groups=[9], supplemental_groups_policy=strict), "0:0 0 9 /root"),
+        ]:
+            container = s.run(pod, "echo $(id -u):$(id -g) $(id -G | tr ' ' '\\n' | sort -n) $HOME", name=name, linux=secure(s, **fields))
+            s.ended(container)
+            same(name, s.said(container).decode(), expected + "\n")
+        for fields, word in [
+            (dict(run_as_group=number(1)), "run_as_group"),
+            (dict(run_as_user=number(-1)), "run_as_user is -1"),
+            (dict(run_as_user=number(1 << 32)), "run_as_user is 4294967296"),
+            (dict(run_as_user=number(1), run_as_group=number(-5)), "run_as_group is -5"),
+            (dict(supplemental_groups=[1 << 40]), "supplemental_groups"),
+            (dict(run_as_username="nobody-knows"), "nobody-knows"),
+        ]:
+            with refused(Code.INVALID_ARGUMENT, word):
+                s.create(pod, "exit 0", name="refused", linux=secure(s, **fields))
+        s.remove_pod(pod)
+
+
+CAPS = "grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status"
+
+
+def masks(text):
+    return {line.split()[0].decode().strip(":"): int(line.split()[1], 16) for line in text.splitlines()}
+
+
+@case
+def container_capabilities(s):
+    """Added, dropped, ambient and unknown capabilities; never more than the server has"""
+    t = s.types
+    own = masks(b"\n".join(line for line in pathlib.Path("/proc/self/status").read_bytes().splitlines() if line.startswith(b"Cap")))
+    kill, net_admin = 1 << 5, 1 << 12
+    usual = sum(1 << bit for bit in [0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31]) & own["CapBnd"]
+    for handler in each_handler(s):
+        pod = s.host_pod(f"caps-{handler}", handler)
+        for name, lists, expected in [
+            ("usual", {}, usual),
+            ("added", dict(add_capabilities=["NET_ADMIN", "cap_kill"], drop_capabilities=["CAP_CHOWN"]), usual & ~1 | net_admin),
+            ("only", dict(add_capabilities=["KILL"], drop_capabilities=["ALL"]), kill),
+            ("all", dict(add_capabilities=["ALL"]), own["CapBnd"]),
+            ("nothing", dict(drop_capabilities=["all"]), 0),
+        ]:
+            container = s.run(pod, CAPS, name=name, linux=secure(s, capabilities=t.Capability(**lists)))
+            s.ended(container)
+            seen = masks(s.said(container))
+            same(name, {key: seen[key] for key in ["CapEff", "CapPrm", "CapBnd"]}, dict.fromkeys(["CapEff", "CapPrm", "CapBnd"], expected))
+            same(f"{name}, inherited", (seen["CapInh"], seen["CapAmb"]), (0, 0))
+        ambient = t.Capability(drop_capabilities=["ALL"], add_ambient_capabilities=["NET_ADMIN"])
+        container = s.run(pod, CAPS, name="ambient", linux=secure(s, capabilities=ambient, run_as_user=t.Int64Value(value=7)))
+        s.ended(container)
+        same("ambient", set(masks(s.said(container)).values()), {net_admin})
+        for field in ["add_capabilities", "drop_capabilities", "add_ambient_capabilities"]:
+            with refused(Code.INVALID_ARGUMENT, "FLY"):
+                s.create(pod, "exit 0", name="fly", linux=secure(s, capabilities=t.Capability(**{field: ["FLY"]})))
+        s.remove_pod(pod)
 
 
 @case
 def container_privileged(s):
-    """A privileged container has all capabilities and no seccomp filter"""
+    """A privileged container has all capabilities, devices and no filter; only in a privileged pod"""
     t = s.types
     options = t.NamespaceOption(network=t.NODE, pid=t.CONTAINER)
     linux = t.LinuxPodSandboxConfig(
         security_context=t.LinuxSandboxSecurityContext(namespace_options=options, privileged=True))
-    pod = s.pod("privileged", linux=linux)
-    container = s.run(pod, "grep -E 'CapEff|Seccomp:' /proc/self/status; ls /dev/mem /dev/kmsg; mount -t tmpfs x /mnt && echo may",
-                      linux=t.LinuxContainerConfig(security_context=t.LinuxContainerSecurityContext(privileged=True)))
-    s.ended(container)
-    text = s.said(container).decode()
-    check("Seccomp:\t0" in text and "may" in text, text)
-    s.remove_pod(pod)
+    own = masks(b"\n".join(line for line in pathlib.Path("/proc/self/status").read_bytes().splitlines() if line.startswith(b"CapBnd")))
+    default = t.SecurityProfile(profile_type=t.SecurityProfile.RuntimeDefault)
+    for handler in each_handler(s):
+        pod = s.pod(f"privileged-{handler}", handler, linux=linux)
+        container = s.run(
+            pod, "grep -E 'CapEff|Seccomp:' /proc/self/status; mount -t tmpfs x /tmp && echo may;"
+            "mkdir /sys/fs/cgroup/pids/conward-x 2>/dev/null && rmdir /sys/fs/cgroup/pids/conward-x && echo cgroups;"
+            "find /dev -type c -o -type b", linux=secure(s, privileged=True, seccomp=default,
+                                                         masked_paths=["/proc/keys"], capabilities=t.Capability(drop_capabilities=["ALL"])))
+        s.ended(container)
+        text = s.said(container, "stdout").decode()
+        check("Seccomp:\t0" in text and "may" in text, text)
+        check(f"CapEff:\t{own['CapBnd']:016x}" in text, text)
+        nodes = {str(path) for path in pathlib.Path("/dev").rglob("*") if not path.is_symlink()
+                 and (path.is_char_device() or path.is_block_device()) and not str(path).startswith("/dev/pts/")}
+        nodes -= {"/dev/console", "/dev/ptmx"}
+        check("/dev/null" in nodes and nodes <= set(text.split()), f"missing: {sorted(nodes - set(text.split()))}")
+        s.remove_pod(pod)
+        plain = s.host_pod(f"unprivileged-{handler}", handler)
+        with refused(Code.INVALID_ARGUMENT, "privileged"):
+            s.create(plain, "exit 0", linux=secure(s, privileged=True))
+        same("containers", [c for c in s.containers() if c.pod_sandbox_id == plain[0]], [])
+        s.remove_pod(plain)
+
+
+@case
+def container_devices(s):
+    """Devices by node, link and directory, with their permissions; no others"""
+    t = s.types
+    nodes = s.dir / "nodes"
+    (nodes / "below").mkdir(parents=True, exist_ok=True)
+    for name, minor in [("below/zero", 5), ("random", 8)]:
+        if not (nodes / name).exists():
+            os.mknod(nodes / name, 0o640 | 0o020000, os.makedev(1, minor))
+            os.chown(nodes / name, 0, 77)
+    (nodes / "file").write_text("no device")
+    (nodes / "link").exists() or (nodes / "link").symlink_to("random")
+    kmsg = t.Device(host_path="/dev/kmsg", container_path="/dev/log-of-kernel", permissions="r")
+    for handler in each_handler(s):
+        pod = s.host_pod(f"devices-{handler}", handler)
+        devices = [kmsg, t.Device(host_path=str(nodes), container_path="/dev/many/", permissions="rw"),
+                   t.Device(host_path=str(nodes / "link"), container_path="/dev/linked")]
+        container = s.run(
+            pod, "stat -c '%n %a %g %t,%T' /dev/log-of-kernel /dev/many/below/zero /dev/many/random /dev/linked;"
+            "head -c 3 /dev/many/below/zero | wc -c; (: >/dev/log-of-kernel) 2>&1; mknod /disk b 253 0 && (: </disk) 2>&1;"
+            "ls /dev/many", devices=devices)
+        s.ended(container)
+        kernel = pathlib.Path("/dev/kmsg").stat()
+        lines = s.said(container).decode().splitlines()
+        same("nodes", lines[:4], [f"/dev/log-of-kernel {kernel.st_mode & 0o777:o} {kernel.st_gid} 1,b",
+                                  "/dev/many/below/zero 640 77 1,5", "/dev/many/random 640 77 1,8", "/dev/linked 640 77 1,8"])
+        same("read", lines[4], "3")
+        same("refused", ["not permitted" in line for line in lines[5:7]], [True, True])
+        same("no files", lines[7:], ["below", "random"])
+        for path, permissions, word in [("/no/such", "rw", "/no/such"), (str(nodes / "file"), "rw", "no device"), ("/dev/null", "rx", "rx")]:
+            with refused(Code.INVALID_ARGUMENT, word):
+                s.create(pod, "exit 0", name="bad", devices=[t.Device(host_path=path, container_path="/dev/x", permissions=permissions)])
+        s.remove_pod(pod)
+
+
+@case
+def container_cdi(s):
+    """Devices by the Container Device Interface: field and annotation; unknown ones are refused"""
+    t = s.types
+    place = pathlib.Path("/run/cdi")
+    made = not place.exists()
+    place.mkdir(exist_ok=True)
+    # Seen in here only.
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    try:
+        node = {"path": "/dev/vendor/one", "hostPath": "/dev/kmsg", "permissions": "r"}
+        mount = {"hostPath": "/usr/share", "containerPath": "/vendor", "options": ["ro", "bind"]}
+        (place / "vendor.json").write_text(json.dumps({
+            "cdiVersion": "0.6.0", "kind": "example.com/thing", "containerEdits": {"env": ["VENDOR=here"]},
+            "devices": [{"name": "one", "containerEdits": {"deviceNodes": [node]}},
+                        {"name": "two", "containerEdits": {"mounts": [mount]}}]}))
+        (place / "other.yaml").write_text("kind: example.com/other\n")
+        for handler in each_handler(s):
+            pod = s.host_pod(f"cdi-{handler}", handler)
+            container = s.run(pod, "echo $VENDOR; stat -c %t,%T /dev/vendor/one; ls -d /vendor/doc; touch /vendor/x 2>&1",
+                              cdi_devices=[t.CDIDevice(name="example.com/thing=one")],
+                              annotations={"cdi.k8s.io/plugin": "example.com/thing=two"})
+            s.ended(container)
+            text = s.said(container, "stdout")
+            check(text.startswith(b"here\n1,b\n/vendor/doc\n") and b"Read-only" in text, f"{text}")
+            for name, word in [("example.com/other=x", "other.yaml"), ("thing", "vendor.com/class=name")]:
+                with refused(Code.INVALID_ARGUMENT, word):
+                    s.create(pod, "exit 0", name="bad", cdi_devices=[t.CDIDevice(name=name)])
+            s.remove_pod(pod)
+    finally:
+        subprocess.run(["umount", place], check=True)
+        if made:
+            place.rmdir()
 
 
 @case
 def container_mounts(s):
-    """Host paths, read-only, made when missing; told in the status"""
+    """Host paths, read-only, made when missing, links, depth, instead of ours; told in the status"""
     t = s.types
-    pod = s.host_pod("mounts")
     there = s.dir / "there"
-    there.mkdir(exist_ok=True)
+    (there / "deep").mkdir(parents=True, exist_ok=True)
     (there / "file").write_text("data")
-    mounts = [t.Mount(container_path="/rw", host_path=str(there)),
-              t.Mount(container_path="/ro", host_path=str(there), readonly=True),
-              t.Mount(container_path="/made", host_path=str(s.dir / "made/for/it"))]
-    container = s.run(pod, "cat /ro/file; touch /ro/x 2>/dev/null || echo no; echo new >/rw/out; ls -d /made", mounts=mounts)
-    s.ended(container)
-    same("what it sees", s.said(container, "stdout"), b"datano\n/made\n")
-    same("on the host", (there / "out").read_text(), "new\n")
-    same("mounts in the status", [m.container_path for m in s.status(container).mounts], ["/rw", "/ro", "/made"])
-    s.remove_pod(pod)
+    link = s.dir / "link"
+    link.is_symlink() or link.symlink_to("there")
+    hosts = s.dir / "hosts"
+    hosts.write_text("mine\n")
+    for handler in each_handler(s):
+        made = s.dir / f"made/for/{handler}"
+        pod = s.host_pod(f"mounts-{handler}", handler)
+        mounts = [t.Mount(container_path="/rw/deep/er", host_path=str(there)),
+                  t.Mount(container_path="/rw", host_path=str(link)),
+                  t.Mount(container_path="/ro/", host_path=str(there), readonly=True),
+                  t.Mount(container_path="/made", host_path=str(made)),
+                  t.Mount(container_path="/etc/hosts", host_path=str(hosts)),
+                  t.Mount(container_path="/dev/shm/", host_path=str(there), readonly=True)]
+        container = s.run(pod, "cat /ro/file; touch /ro/x 2>/dev/null || echo no; echo new >/rw/out; ls -d /made;"
+                               "ls /rw/deep/er; cat /etc/hosts /dev/shm/out; grep -c ' /dev/shm ' /proc/self/mountinfo", mounts=mounts)
+        s.ended(container)
+        same("what it sees", s.said(container, "stdout"), b"datano\n/made\ndeep\nfile\nout\nmine\nnew\n1\n")
+        same("on the host", (there / "out").read_text(), "new\n")
+        check(made.is_dir(), "the missing source was made")
+        same("mounts in the status", [m.container_path for m in s.status(container).mounts], [m.container_path for m in mounts])
+        for fields, code, word in [
+            (dict(container_path="", host_path="/tmp"), Code.INVALID_ARGUMENT, "container_path"),
+            (dict(container_path="/x", host_path=""), Code.INVALID_ARGUMENT, "host_path"),
+            (dict(container_path="/x", host_path=str(there / "file" / "x")), Code.UNKNOWN, "file/x"),
+            (dict(container_path="/x", host_path="/tmp", recursive_read_only=True), Code.INVALID_ARGUMENT, "readonly"),
+            (dict(container_path="/x", host_path="/tmp", recursive_read_only=True, readonly=True, propagation=1), Code.INVALID_ARGUMENT, "propagation"),
+        ]:
+            with refused(code, word):
+                s.create(pod, "exit 0", name="bad", mounts=[t.Mount(**fields)])
+        s.remove_pod(pod)
+
+
+@case
+def container_recursive_read_only(s):
+    """Read-only with all below where the runtime can; refused where it cannot, as the Status says"""
+    t = s.types
+    top = s.dir / "recursive"
+    (top / "sub").mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", top / "sub"], check=True)
+    try:
+        for handler in s.runtime.Status(t.StatusRequest()).runtime_handlers:
+            if not handler.name:
+                continue
+            pod = s.host_pod(f"rro-{handler.name}", handler.name)
+            mounts = [t.Mount(container_path="/x", host_path=str(top), readonly=True, recursive_read_only=True)]
+            if not handler.features.recursive_read_only_mounts:
+                with refused(Code.UNIMPLEMENTED, "recursive_read_only"):
+                    s.create(pod, "exit 0", mounts=mounts)
+            else:
+                container = s.run(pod, "touch /x/a; touch /x/sub/a", mounts=mounts)
+                s.ended(container)
+                same("refusals", s.said(container).count(b"Read-only file system"), 2)
+            plain = s.run(pod, "touch /x/a; touch /x/sub/a", name="plain", mounts=[
+                t.Mount(container_path="/x", host_path=str(top), readonly=True)])
+            s.ended(plain)
+            same("refusals", s.said(plain).count(b"Read-only file system"), 1)
+            s.remove_pod(pod)
+    finally:
+        subprocess.run(["umount", top / "sub"], check=True)
+
+
+@case
+def container_propagation(s):
+    """Mounts travel as asked for, and only from sources that let them"""
+    t = s.types
+    place = s.dir / "propagation"
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    (place / "in").mkdir()
+    (place / "out").mkdir()
+
+    def mount(kind, path=place):
+        return [t.Mount(container_path="/x", host_path=str(path), propagation=kind)]
+
+    try:
+        options = t.NamespaceOption(network=t.NODE, pid=t.CONTAINER)
+        linux = t.LinuxPodSandboxConfig(
+            security_context=t.LinuxSandboxSecurityContext(namespace_options=options, privileged=True))
+        for handler in each_handler(s):
+            subprocess.run(["mount", "--make-private", place], check=True)
+            pod = s.pod(f"propagation-{handler}", handler, linux=linux)
+            for kind, word in [(t.PROPAGATION_HOST_TO_CONTAINER, "HostToContainer"), (t.PROPAGATION_BIDIRECTIONAL, "Bidirectional")]:
+                with refused(Code.INVALID_ARGUMENT, word, str(place)):
+                    s.create(pod, "exit 0", name="private", mounts=mount(kind))
+            subprocess.run(["mount", "--make-shared", place], check=True)
+            for name, kind, heard, told in [("private", t.PROPAGATION_PRIVATE, False, False),
+                                            ("slave", t.PROPAGATION_HOST_TO_CONTAINER, True, False),
+                                            ("shared", t.PROPAGATION_BIDIRECTIONAL, True, True)]:
+                container = s.run(pod, "mount -t tmpfs mine /x/out; echo ready; exec sleep 1000", name=name, mounts=mount(kind, place / "..//propagation"),
+                                  linux=secure(s, privileged=True))
+                until(lambda: b"ready" in s.said(container), "the container mounts")
+                subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place / "in"], check=True)
+                (place / "in/file").touch()
+                same(f"{handler} {name} hears", s.exec(container, "ls", "/x/in").stdout, b"file\n" if heard else b"")
+                same(f"{handler} {name} tells", os.path.ismount(place / "out"), told)
+                subprocess.run(["umount", place / "in"], check=True)
+                s.end(container)
+                if told:
+                    subprocess.run(["umount", place / "out"], check=True)
+            s.remove_pod(pod)
+    finally:
+        subprocess.run(["umount", "--recursive", place], check=True)
 
 
 @case
@@ -547,6 +929,51 @@ def container_update(s):
     stats = s.runtime.ContainerStats(t.ContainerStatsRequest(container_id=container)).stats
     check(100 << 20 < stats.memory.available_bytes.value <= 128 << 20, f"available: {stats.memory}")
     s.remove_pod(pod)
+
+
+@case
+def container_update_refusals(s):
+    """UpdateContainerResources takes what a creation takes, changes the cgroup, and nothing else when it refuses"""
+    t = s.types
+    for handler in each_handler(s):
+        pod = s.host_pod(f"update-{handler}", handler)
+        linux = t.LinuxContainerConfig(resources=t.LinuxContainerResources(
+            memory_limit_in_bytes=64 << 20, cpu_shares=100, cpu_quota=20000, cpu_period=100000,
+            hugepage_limits=[t.HugepageLimit(page_size="2MB", limit=0)]))
+        container = s.create(pod, "exec sleep 1000", linux=linux)
+
+        def update(**fields):
+            resources = t.LinuxContainerResources(**fields)
+            s.runtime.UpdateContainerResources(t.UpdateContainerResourcesRequest(container_id=container, linux=resources))
+
+        update(cpu_shares=200)
+        s.begin(container)
+        update(memory_limit_in_bytes=128 << 20, cpu_quota=30000)
+        for fields, word in [(dict(cpu_period=5), "cpu_period"), (dict(memory_limit_in_bytes=-7), "memory_limit"),
+                             (dict(memory_limit_in_bytes=8 << 20, memory_swap_limit_in_bytes=4 << 20), "swap"),
+                             (dict(cpuset_cpus="x"), "cpuset_cpus")]:
+            with refused(Code.INVALID_ARGUMENT, word):
+                update(**fields)
+        resources = s.status(container).resources.linux
+        same("status", (resources.memory_limit_in_bytes, resources.cpu_shares, resources.cpu_quota), (128 << 20, 200, 30000))
+        same("cgroup", [cgroup(s, container, *names) for names in [
+            ("memory", "memory.limit_in_bytes", "memory.max"), ("cpu", "cpu.shares", None), ("cpu", "cpu.cfs_quota_us", None)]],
+             [str(128 << 20), "200", "30000"])
+        with refused(Code.INVALID_ARGUMENT, "oom_score_adj"):
+            s.create(pod, "exit 0", name="bad", linux=t.LinuxContainerConfig(resources=t.LinuxContainerResources(oom_score_adj=2000)))
+        s.remove_pod(pod)
+
+
+def cgroup(s, container, controller, file, unified):
+    """A value of a container's cgroup, of either version."""
+    pid = json.loads(s.runtime.ContainerStatus(s.types.ContainerStatusRequest(container_id=container, verbose=True)).info["info"])["pid"]
+    for line in pathlib.Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        number, names, path = line.split(":", 2)
+        if controller in names.split(","):
+            return pathlib.Path(f"/sys/fs/cgroup/{controller}{path}/{file}").read_text().strip()
+        if number == "0" and unified and pathlib.Path(f"/sys/fs/cgroup{path}/{unified}").exists():
+            return pathlib.Path(f"/sys/fs/cgroup{path}/{unified}").read_text().strip()
+    raise Skip(f"no {controller} of cgroup v1")
 
 
 @case
