@@ -15,8 +15,8 @@ import time
 
 import grpc
 
-from rig import Storage, need, serving
-from server import Server, check, main, refused, same, until
+from rig import Storage, serving
+from server import check, main, refused, same
 
 CASES = []
 Code = grpc.StatusCode

@@ -153,6 +153,12 @@ def image_volumes(s):
     before = mounts()
     pod = s.host_pod("volumes")
     asked = [volume(image.id), volume(name, "/vol2", readonly=True)]
+    for handler in {handler.name for handler in s.runtime.Status(t.StatusRequest()).runtime_handlers}:
+        other = s.host_pod(f"volumes-{handler}", handler)
+        ended = s.run(other, "cat /vol/sub/model; /vol/run || touch /vol/new || echo refused", mounts=asked)
+        s.ended(ended)
+        same(f"with {handler}", s.said(ended, "stdout"), b"weightsrefused\n")
+        s.remove_pod(other)
     container = s.run(pod, "exec sleep 1000", mounts=asked)
     for path in ["/vol", "/vol2"]:
         same("content", s.exec(container, "cat", f"{path}/sub/model").stdout, b"weights")

@@ -17,7 +17,7 @@ import time
 
 import grpc
 
-from rig import Front, Registry, Storage, need, serving, yaml_message
+from rig import Front, Registry, Storage, serving, yaml_message
 from server import Skip, check, main, refused, same, until
 
 CASES = []
@@ -65,9 +65,9 @@ class Rig:
 
 @contextlib.contextmanager
 def setup(scratch):
-    more = "[images]\ncontainers_storage = ''\npinned = ['127.0.0.1:*/keep*', 'localhost/exact:1']\nprogress_timeout = 10\n"
-    # The registry's port is not known before; a prefix ends in one star only.
-    with serving(scratch, more.replace("127.0.0.1:*/keep*", "127.0.0.1*")) as server:
+    # Nobody knows the registry's port yet; as localhost it has another name.
+    more = "[images]\ncontainers_storage = ''\npinned = ['127.0.0.1*']\nprogress_timeout = 10\n"
+    with serving(scratch, more) as server:
         rig = Rig(server, scratch)
         try:
             yield rig
@@ -167,7 +167,7 @@ def together(r):
     name = r.made("team/one:1", ["COPY noise /noise"], {"noise": NOISE})
     other = r.made("team/two:1", ["COPY noise /noise", "RUN touch /two"], {"noise": NOISE})
     front = Front(r.registry, pause=0.005)
-    tail = len(r.registry.host)
+    tail = len(r.registry.host)  # The names are the same behind it.
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         one = [pool.submit(r.pull, front.host + name[tail:]) for _ in range(6)]
         two = [pool.submit(r.pull, front.host + other[tail:]) for _ in range(2)]
@@ -288,6 +288,45 @@ def killed(r):
 
 
 @case
+def processes(r):
+    """Imports beside a server that pulls and removes, some of them killed: what was made is whole, and nothing else is left"""
+    import random
+    import shutil
+
+    name = r.made("team/beside:1", ["COPY noise /noise"], {"noise": NOISE[4:]})
+    chance, imports = random.Random(7), []
+    for number in range(12):
+        tree = r.scratch / f"tree-{number}"
+        (tree / "bin").mkdir(parents=True)
+        shutil.copy("/usr/bin/busybox", tree / "bin" / "cat")
+        (tree / "which").write_text(f"{number}\n")
+        imports.append(subprocess.Popen(r.server.words("import", f"localhost/beside:{number}", str(tree))))
+        if number % 3 == 2:
+            time.sleep(chance.uniform(0, 0.2))
+            imports[-1].send_signal(signal.SIGKILL)
+        r.pull(name)
+        r.remove(name)
+    codes = [process.wait(60) for process in imports]
+    same("imports that were let be", [code for number, code in enumerate(codes) if number % 3 != 2], [0] * 8)
+    pod = r.server.host_pod("beside")
+    for number, code in enumerate(codes):
+        if r.status(f"localhost/beside:{number}") is None:
+            check(code != 0, f"localhost/beside:{number} was imported, and is not there")
+            continue
+        container = r.server.run(pod, ["cat", "/which"], name=f"c{number}", image=f"localhost/beside:{number}")
+        r.server.ended(container)
+        same("file", r.server.said(container), b"%d\n" % number)
+    r.server.remove_pod(pod)
+    for number in range(len(codes)):
+        r.remove(f"localhost/beside:{number}")
+    same("the pulled one", r.status(name), None)
+    r.server.again(signal.SIGKILL)
+    same("temporary files", r.files("tmp", "partial"), {"tmp": [], "partial": []})
+    named = {layer for record in (r.store / "records").iterdir() for layer in json.loads(record.read_text())["layers"]}
+    same("layers", r.files("layers")["layers"], sorted(layer.removeprefix("sha256:") for layer in named))
+
+
+@case
 def removal(r):
     """RemoveImage takes all tags; layers stay below a container, and go with the last who uses them"""
     local = r.storage.build("localhost/gone:1", ["RUN echo x >/only-here"])
@@ -341,7 +380,7 @@ def filesystem(r):
 
 @case
 def pinned(r):
-    """Pinned by the configuration's names and prefixes, and by import; others are not"""
+    """Pinned by a prefix in the configuration, and by import; others are not"""
     name = r.made("team/pinned:1")
     front = Front(r.registry)
     r.pull(name)
@@ -358,5 +397,4 @@ def pinned(r):
 
 
 if __name__ == "__main__":
-    need()
     sys.exit(main(CASES, setup))
