@@ -5,6 +5,7 @@
 //! `runtime`, `monitor` and `state`; `streaming` carries exec, attach and port-forward. One [`daemon::Daemon`] owns all.
 
 pub mod cgroup;
+pub mod check;
 pub mod config;
 pub mod container;
 pub mod daemon;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use conward_cri::config::{Config, LogFormat};
 use conward_cri::error::{Context, Error, Result};
-use conward_cri::{sandbox, serve};
+use conward_cri::{check, sandbox, serve};
 
 /// A small Kubernetes CRI server that runs one conward monitor per container.
 #[derive(Parser)]
@@ -36,6 +36,23 @@ enum Verb {
         name: String,
         /// A directory, or the word busybox
         tree: PathBuf,
+    },
+    /// Run a pod through the socket of a server, to see that this host works
+    Check {
+        #[command(flatten)]
+        options: Options,
+        /// An image with a shell; pulled if it is not there
+        #[arg(long, default_value = conward_cri::image::BUSYBOX)]
+        image: String,
+        /// Without a network of its own, so without CNI plugins
+        #[arg(long)]
+        host_network: bool,
+        /// Leave the pod, whose id is the last line
+        #[arg(long)]
+        keep: bool,
+        /// Only remove a pod that was left
+        #[arg(long, value_name = "POD", conflicts_with = "keep")]
+        remove: Option<String>,
     },
     /// Print a completion script
     Completion { shell: clap_complete::Shell },
@@ -88,6 +105,18 @@ fn run(words: Words) -> Result<()> {
         Verb::Config { default: true, .. } => print(&Config::default().to_toml()?),
         Verb::Config { options, .. } => print(&options.load()?.to_toml()?),
         Verb::Import { options, name, tree } => serve::import(&options.load()?, &name, &tree),
+        Verb::Check { options, image, host_network, keep, remove } => {
+            let socket = options.load()?.socket;
+            serve::call(async {
+                match remove {
+                    Some(pod) => check::remove(&socket, &pod).await,
+                    None => match check::check(&socket, &image, host_network, keep).await? {
+                        pod if keep => print(&format!("{pod}\n")),
+                        _ => Ok(()),
+                    },
+                }
+            })
+        }
         Verb::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Words::command(), "conward-cri", &mut script);

@@ -1,14 +1,18 @@
 //! From a configuration to a server that answers, and to its end.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 use crate::daemon::Daemon;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::streaming::{self, Streaming};
 use crate::{container, image, metrics, sandbox, server};
 
@@ -18,19 +22,46 @@ pub fn run(config: Config) -> Result<()> {
         .worker_threads(2)
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_stack_size(1 << 20)
-        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .thread_keep_alive(Duration::from_secs(2))
         .enable_all()
         .build()
         .context(|| "Failed to start threads")?;
     let served = runtime.block_on(serve(config));
-    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    runtime.shutdown_timeout(Duration::from_secs(5));
     served
 }
 
 /// Pods and containers that are made at the same time.
 const BLOCKING_THREADS: usize = 16;
 
+/// Calls a server, and waits for what it does.
+pub fn call(work: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context(|| "Failed to start")?.block_on(work)
+}
+
+/// One server per root: two would undo each other's work. The lock goes with the process, however it ends.
+fn alone(config: &Config) -> Result<Flock<File>> {
+    let path = config.root.join("serve.lock");
+    let doing = || format!("Failed to lock {}", path.display());
+    std::fs::create_dir_all(&config.root).context(|| format!("Failed to make {}", config.root.display()))?;
+    let until = Instant::now() + Duration::from_secs(2);
+    loop {
+        let file = File::options().create(true).truncate(false).write(true).open(&path).context(doing)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            // One that was just killed may have a child that is about to execute something.
+            Err((_, Errno::EAGAIN)) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            Err((_, Errno::EAGAIN)) => {
+                return Err(Error::failed(format!("Another server has {} already", config.root.display())));
+            }
+            Err((_, errno)) => return Err(errno).context(doing),
+        }
+    }
+}
+
 async fn serve(config: Config) -> Result<()> {
+    let _alone = alone(&config)?;
     let listener = server::listen(&config.socket)?;
     let socket = config.socket.clone();
     let daemon = Daemon::open(config).await?;
