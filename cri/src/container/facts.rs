@@ -187,7 +187,10 @@ fn namespaces(
         Ok(NamespaceMode::Target) => {
             let target = daemon.container(&modes.target_id)?;
             if target.record.pod != pod.id() {
-                return Err(Error::invalid(format!("namespace_options.target_id {} is of another pod", modes.target_id)));
+                return Err(Error::invalid(format!(
+                    "namespace_options.target_id {} is of another pod",
+                    modes.target_id
+                )));
             }
             let pid = target.running()?.pid;
             all.push(("pid", Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))));

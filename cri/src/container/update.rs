@@ -14,7 +14,11 @@ pub async fn update(daemon: &Arc<Daemon>, id: &str, resources: LinuxContainerRes
     let _turn = container.turn.lock().await;
     let state = container.state();
     if !matches!(state.phase, Phase::Created | Phase::Running) {
-        return Err(Error::Precondition(format!("Container {} cannot be updated, it is {:?}", container.id(), state.phase)));
+        return Err(Error::Precondition(format!(
+            "Container {} cannot be updated, it is {:?}",
+            container.id(),
+            state.phase
+        )));
     }
     let before = state.resources.or_else(|| container.record.config.linux.as_ref()?.resources.clone());
     let (merged, oci) = spec::updated(before.as_ref(), &resources, host::cgroups())?;

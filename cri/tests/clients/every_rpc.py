@@ -713,14 +713,14 @@ def container_cdi(s):
         for handler in each_handler(s):
             pod = s.host_pod(f"cdi-{handler}", handler)
             container = s.run(pod, "echo $VENDOR; stat -c %t,%T /dev/vendor/one; ls -d /vendor/doc; touch /vendor/x 2>&1",
-                              cdi_devices=[t.CDIDevice(name="example.com/thing=one")],
+                              CDI_devices=[t.CDIDevice(name="example.com/thing=one")],
                               annotations={"cdi.k8s.io/plugin": "example.com/thing=two"})
             s.ended(container)
             text = s.said(container, "stdout")
             check(text.startswith(b"here\n1,b\n/vendor/doc\n") and b"Read-only" in text, f"{text}")
             for name, word in [("example.com/other=x", "other.yaml"), ("thing", "vendor.com/class=name")]:
                 with refused(Code.INVALID_ARGUMENT, word):
-                    s.create(pod, "exit 0", name="bad", cdi_devices=[t.CDIDevice(name=name)])
+                    s.create(pod, "exit 0", name="bad", CDI_devices=[t.CDIDevice(name=name)])
             s.remove_pod(pod)
     finally:
         subprocess.run(["umount", place], check=True)

@@ -52,7 +52,11 @@ fn check(resources: &LinuxContainerResources, cgroups: Cgroups) -> Result<()> {
             return refuse("cpu_period", &it.cpu_period, "the kernel takes 1000 to 1000000 microseconds");
         }
         it if it.cpu_quota < -1 || (1..1000).contains(&it.cpu_quota) => {
-            return refuse("cpu_quota", &it.cpu_quota, "the kernel takes 1000 microseconds or more, and -1 for no limit");
+            return refuse(
+                "cpu_quota",
+                &it.cpu_quota,
+                "the kernel takes 1000 microseconds or more, and -1 for no limit",
+            );
         }
         it if !(-1000..=1000).contains(&it.oom_score_adj) => {
             return refuse("oom_score_adj", &it.oom_score_adj, "the kernel takes -1000 to 1000");
