@@ -41,7 +41,7 @@ pub fn mounts(config: &ContainerConfig, context: &LinuxContainerSecurityContext,
     // What is asked for takes the place of what everybody gets; a /dev of the host has all that ours would have.
     all.retain(|mount| {
         let target = mount["destination"].as_str().unwrap_or_default();
-        !taken(target) && !(dev && Path::new(target).starts_with("/dev"))
+        !(taken(target) || dev && Path::new(target).starts_with("/dev"))
     });
     all.extend(own);
     all.sort_by_key(|mount| mount["destination"].as_str().map_or(0, depth));
