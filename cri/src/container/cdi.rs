@@ -100,7 +100,8 @@ pub fn edit(whole: &mut Value, config: &ContainerConfig, dirs: &[&str]) -> Resul
         apply(whole, own, name)?;
     }
     if let Some(mounts) = whole["mounts"].as_array_mut() {
-        mounts.sort_by_key(|mount| mount["destination"].as_str().map_or(0, |path| Path::new(path).components().count()));
+        mounts
+            .sort_by_key(|mount| mount["destination"].as_str().map_or(0, |path| Path::new(path).components().count()));
     }
     Ok(())
 }
@@ -148,7 +149,8 @@ impl Registry {
 
     /// The file, what it says for all of its devices, and for this one.
     fn find(&self, name: &str) -> Result<(&Path, &Edits, &Edits)> {
-        let Some((kind, device)) = name.split_once('=').filter(|(kind, device)| kind.contains('/') && !device.is_empty())
+        let Some((kind, device)) =
+            name.split_once('=').filter(|(kind, device)| kind.contains('/') && !device.is_empty())
         else {
             return Err(Error::invalid(format!("CDI device {name:?} is not like vendor.com/class=name")));
         };
@@ -167,7 +169,8 @@ impl Registry {
                 (None, _) => {}
             }
         }
-        let unread = if self.unread.is_empty() { String::new() } else { format!("; unread: {}", self.unread.join(", ")) };
+        let unread =
+            if self.unread.is_empty() { String::new() } else { format!("; unread: {}", self.unread.join(", ")) };
         Err(Error::invalid(format!("CDI device {name} is in no file of the host{unread}")))
     }
 }
@@ -283,7 +286,8 @@ mod tests {
         fs::write(dir.path().join("a.json"), FILE).unwrap();
         let dirs = ["/no/such/directory", dir.path().to_str().unwrap()];
         let mut whole = plain();
-        edit(&mut whole, &request(&["example.com/class=one"], "example.com/class=two, example.com/class=one"), &dirs).unwrap();
+        edit(&mut whole, &request(&["example.com/class=one"], "example.com/class=two, example.com/class=one"), &dirs)
+            .unwrap();
         let node = json!({
             "path": "/dev/one", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666, "uid": 5, "gid": 0,
         });
@@ -323,7 +327,9 @@ mod tests {
     fn what_is_not_there_is_named() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.yaml"), "kind: example.com/class\n").unwrap();
-        for (name, word) in [("example.com/class=one", "a.yaml"), ("one", "not like"), ("example.com/class=", "not like")] {
+        for (name, word) in
+            [("example.com/class=one", "a.yaml"), ("one", "not like"), ("example.com/class=", "not like")]
+        {
             let error = edit(&mut plain(), &request(&[name], ""), &[dir.path().to_str().unwrap()]).unwrap_err();
             assert!(matches!(&error, Error::Invalid(text) if text.contains(word)), "{error}");
         }

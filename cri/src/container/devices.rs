@@ -123,7 +123,11 @@ mod tests {
 
     #[test]
     fn everything_is_a_lot_and_has_what_was_asked_once() {
-        let device = k8s_cri::v1::Device { host_path: "/dev/zero".into(), container_path: "/dev/null".into(), ..Default::default() };
+        let device = k8s_cri::v1::Device {
+            host_path: "/dev/zero".into(),
+            container_path: "/dev/null".into(),
+            ..Default::default()
+        };
         let all = devices(&ContainerConfig { devices: vec![device], ..Default::default() }, true).unwrap();
         let nulls: Vec<_> = all.iter().filter(|device| device.path == "/dev/null").collect();
         assert_eq!((nulls.len(), nulls[0].minor), (1, 5));
@@ -134,7 +138,9 @@ mod tests {
     fn what_is_no_device_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().to_str().unwrap();
-        for (host, permissions) in [("/etc/passwd", ""), ("/no/such", ""), (dir, ""), ("dev/null", ""), ("/dev/null", "rx")] {
+        for (host, permissions) in
+            [("/etc/passwd", ""), ("/no/such", ""), (dir, ""), ("dev/null", ""), ("/dev/null", "rx")]
+        {
             let error = ask(host, "", permissions).unwrap_err();
             assert!(matches!(&error, Error::Invalid(text) if text.contains(host)), "{error}");
         }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use k8s_cri::v1::{LinuxContainerSecurityContext, NamespaceMode};
 
 use super::spec::security::{self, Wanted};
-use super::spec::{self, Facts, User, mounts, seccomp, users};
-use super::{Container, Record, cdi, devices, host, volumes};
+use super::spec::{self, Facts, Labels, Source, User, mounts, seccomp, users};
+use super::{Container, Record, cdi, devices, host, relabel, volumes};
 use crate::cgroup;
 use crate::daemon::Daemon;
 use crate::error::{Context, Error, Result};
@@ -94,7 +94,7 @@ pub fn lay_out(daemon: &Arc<Daemon>, pod: &Arc<Pod>, container: &Arc<Container>,
         namespaces: namespaces(daemon, pod, &context)?,
         files: files(pod),
         shm: own_ipc(pod).then(|| pod.run_dir().join("shm")),
-        sources: config.mounts.iter().map(|mount| host::source(&mount.host_path)).collect::<Result<_>>()?,
+        sources: sources(config, &labels)?,
         recursive_read_only: handler.recursive_read_only,
         user: user.clone(),
         least_oom_score_adj: own.least_oom_score_adj(),
@@ -115,6 +115,18 @@ pub fn lay_out(daemon: &Arc<Daemon>, pod: &Arc<Pod>, container: &Arc<Container>,
     (record.uid, record.gid) = (i64::from(user.uid), i64::from(user.gid));
     record.groups = user.groups.iter().map(|group| i64::from(*group)).collect();
     Ok(record)
+}
+
+/// The host's sides of the request's mounts, labelled where it asks for that and the container has a label.
+fn sources(config: &k8s_cri::v1::ContainerConfig, labels: &Labels) -> Result<Vec<Source>> {
+    let one = |mount: &k8s_cri::v1::Mount| {
+        let source = host::source(&mount.host_path)?;
+        if let Some(label) = labels.files.as_ref().filter(|_| mount.selinux_relabel) {
+            relabel::relabel(&source.path, label)?;
+        }
+        Ok(source)
+    };
+    config.mounts.iter().map(one).collect()
 }
 
 /// Name and text of the profile that a request wants.
@@ -189,7 +201,10 @@ fn namespaces(
         Ok(NamespaceMode::Target) => {
             let target = daemon.container(&modes.target_id)?;
             if target.record.pod != pod.id() {
-                return Err(Error::invalid(format!("namespace_options.target_id {} is of another pod", modes.target_id)));
+                return Err(Error::invalid(format!(
+                    "namespace_options.target_id {} is of another pod",
+                    modes.target_id
+                )));
             }
             let pid = target.running()?.pid;
             all.push(("pid", Some(PathBuf::from(format!("/proc/{pid}/ns/pid")))));

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
-use super::spec::security::NAMES;
 use super::spec::seccomp::{self, Machine};
+use super::spec::security::NAMES;
 use super::spec::{Cgroups, Peers, Source};
 use crate::cgroup;
 use crate::error::{Context, Error, Result};
@@ -60,8 +60,7 @@ pub fn cgroups() -> Cgroups {
     };
     // The root has no limits; this program's own cgroup or one beside it does.
     let swap = own_cgroup(root).is_some_and(|own| own.join("memory.swap.max").exists())
-        || fs::read_dir(root)
-            .is_ok_and(|all| all.flatten().any(|entry| entry.path().join("memory.swap.max").exists()));
+        || fs::read_dir(root).is_ok_and(|all| all.flatten().any(|entry| entry.path().join("memory.swap.max").exists()));
     Cgroups { unified, swap, hugepages: has("hugetlb") }
 }
 
@@ -159,7 +158,8 @@ mod tests {
 
     #[test]
     fn mounts_have_peers() {
-        let line = |optional: &str| format!("36 35 98:0 /mnt1 /mnt2 rw,noatime {optional}- ext3 /dev/root rw,errors=continue");
+        let line =
+            |optional: &str| format!("36 35 98:0 /mnt1 /mnt2 rw,noatime {optional}- ext3 /dev/root rw,errors=continue");
         assert_eq!(peers_in(&line(""), 36), Some(Peers::Private));
         assert_eq!(peers_in(&line("shared:1 master:2 "), 36), Some(Peers::Shared));
         assert_eq!(peers_in(&line("master:2 propagate_from:1 "), 36), Some(Peers::Slave));

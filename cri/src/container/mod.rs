@@ -10,6 +10,7 @@ mod facts;
 mod host;
 mod list;
 mod log;
+mod relabel;
 mod remove;
 pub mod restore;
 pub mod spec;

@@ -531,7 +531,11 @@ def container_paths(s):
 
 # Calls by number on x86-64, and what they come to: 0 or an errno.
 CALLS = """
-import ctypes, os
+import ctypes, os, subprocess, threading
+thread = threading.Thread(target=lambda: None)
+thread.start()
+thread.join()
+subprocess.run(["/usr/bin/true"], check=True)
 libc = ctypes.CDLL(None, use_errno=True)
 def call(*words):
     ctypes.set_errno(0)
@@ -783,14 +787,14 @@ def container_cdi(s):
         for handler in each_handler(s):
             pod = s.host_pod(f"cdi-{handler}", handler)
             container = s.run(pod, "echo $VENDOR; stat -c %t,%T /dev/vendor/one; ls -d /vendor/doc; touch /vendor/x 2>&1",
-                              cdi_devices=[t.CDIDevice(name="example.com/thing=one")],
+                              CDI_devices=[t.CDIDevice(name="example.com/thing=one")],
                               annotations={"cdi.k8s.io/plugin": "example.com/thing=two"})
             s.ended(container)
             text = s.said(container, "stdout")
             check(text.startswith(b"here\n1,b\n/vendor/doc\n") and b"Read-only" in text, f"{text}")
             for name, word in [("example.com/other=x", "other.yaml"), ("thing", "vendor.com/class=name")]:
                 with refused(Code.INVALID_ARGUMENT, word):
-                    s.create(pod, "exit 0", name="bad", cdi_devices=[t.CDIDevice(name=name)])
+                    s.create(pod, "exit 0", name="bad", CDI_devices=[t.CDIDevice(name=name)])
             s.remove_pod(pod)
     finally:
         subprocess.run(["umount", place], check=True)
@@ -935,6 +939,29 @@ def container_update(s):
     stats = s.runtime.ContainerStats(t.ContainerStatsRequest(container_id=container)).stats
     check(100 << 20 < stats.memory.available_bytes.value <= 128 << 20, f"available: {stats.memory}")
     s.remove_pod(pod)
+
+
+@case
+def container_resources(s):
+    """Limits in the cgroup: no swap beside memory; oom_score_adj as far as may be; sizes of pages that nobody counts"""
+    t = s.types
+    capable = int(re.search(r"CapEff:\s*(\w+)", pathlib.Path("/proc/self/status").read_text())[1], 16) >> 24 & 1
+    least = -1000 if capable else int(pathlib.Path("/proc/self/oom_score_adj").read_text())
+    for handler in each_handler(s):
+        pod = s.host_pod(f"resources-{handler}", handler)
+        for name, wanted in [("high", 500), ("low", -900)]:
+            linux = t.LinuxContainerConfig(resources=t.LinuxContainerResources(
+                memory_limit_in_bytes=64 << 20, cpu_shares=300, cpu_quota=-1, cpuset_cpus="0", oom_score_adj=wanted,
+                hugepage_limits=[t.HugepageLimit(page_size="2MB", limit=0)]))
+            container = s.run(pod, "cat /proc/self/oom_score_adj; exec sleep 1000", name=name, linux=linux)
+            until(lambda: s.said(container), "it says its score")
+            same("score", int(s.said(container)), max(wanted, least))
+            same("memory", cgroup(s, container, "memory", "memory.limit_in_bytes", "memory.max"), str(64 << 20))
+            swap = cgroup(s, container, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max")
+            check(swap in (str(64 << 20), "0"), f"memory and swap: {swap}")
+            same("cpus", cgroup(s, container, "cpuset", "cpuset.cpus", "cpuset.cpus"), "0")
+            s.end(container)
+        s.remove_pod(pod)
 
 
 @case

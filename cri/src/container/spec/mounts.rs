@@ -41,7 +41,7 @@ pub fn mounts(config: &ContainerConfig, context: &LinuxContainerSecurityContext,
     // What is asked for takes the place of what everybody gets; a /dev of the host has all that ours would have.
     all.retain(|mount| {
         let target = mount["destination"].as_str().unwrap_or_default();
-        !taken(target) && !(dev && target.starts_with("/dev/"))
+        !(taken(target) || dev && Path::new(target).starts_with("/dev"))
     });
     all.extend(own);
     all.sort_by_key(|mount| mount["destination"].as_str().map_or(0, depth));
@@ -73,9 +73,7 @@ fn usual(privileged: bool) -> Vec<Value> {
 }
 
 fn of_pod(context: &LinuxContainerSecurityContext, facts: &Facts) -> Vec<Value> {
-    let bind = |target: &str, source: &Path, options: &[&str]| {
-        json!({ "destination": target, "type": "bind", "source": source, "options": options })
-    };
+    let bind = |target: &str, source: &Path, options: &[&str]| json!({ "destination": target, "type": "bind", "source": source, "options": options });
     let shm = facts.shm.as_deref().unwrap_or(Path::new("/dev/shm"));
     let mut all = vec![bind("/dev/shm", shm, &["rbind", "rw", "nosuid", "nodev", "noexec"])];
     let mode = if context.readonly_rootfs { "ro" } else { "rw" };
@@ -87,7 +85,7 @@ fn of_pod(context: &LinuxContainerSecurityContext, facts: &Facts) -> Vec<Value> 
 
 /// Whether a mount is of something that the host has; what is not is an image's.
 pub fn of_host(mount: &Mount) -> bool {
-    !mount.image.as_ref().is_some_and(|image| !image.image.is_empty())
+    mount.image.as_ref().is_none_or(|image| image.image.is_empty())
 }
 
 /// What can be said of a mount without looking at the host, so that nothing is made there for one that is refused.
@@ -236,7 +234,8 @@ mod tests {
     }
 
     fn targets(asked: &[&str]) -> Vec<String> {
-        let config = ContainerConfig { mounts: asked.iter().map(|target| mount(target)).collect(), ..Default::default() };
+        let config =
+            ContainerConfig { mounts: asked.iter().map(|target| mount(target)).collect(), ..Default::default() };
         let facts = Facts {
             sources: vec![Source { path: "/y".into(), ..Source::default() }; asked.len()],
             files: vec![("/etc/hosts", "/pod/hosts".into())],
@@ -253,12 +252,21 @@ mod tests {
 
     #[test]
     fn requests_take_the_place_of_what_everybody_gets() {
-        let plain =
-            ["/proc", "/dev", "/sys", "/dev/pts", "/dev/mqueue", "/dev/shm", "/etc/hosts", "/sys/fs/cgroup"];
+        let plain = ["/proc", "/dev", "/sys", "/dev/pts", "/dev/mqueue", "/dev/shm", "/etc/hosts", "/sys/fs/cgroup"];
         assert_eq!(targets(&[]), plain);
         let seen = targets(&["/a/b", "/dev/shm/", "/a", "/etc//hosts", "/a/b/"]);
-        let expected =
-            ["/proc", "/dev", "/sys", "!/a", "/dev/pts", "/dev/mqueue", "!/dev/shm", "!/etc/hosts", "!/a/b", "/sys/fs/cgroup"];
+        let expected = [
+            "/proc",
+            "/dev",
+            "/sys",
+            "!/a",
+            "/dev/pts",
+            "/dev/mqueue",
+            "!/dev/shm",
+            "!/etc/hosts",
+            "!/a/b",
+            "/sys/fs/cgroup",
+        ];
         assert_eq!(seen, expected);
         assert_eq!(targets(&["/dev"]), ["/proc", "/sys", "!/dev", "/etc/hosts", "/sys/fs/cgroup"]);
     }

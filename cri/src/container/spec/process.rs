@@ -97,10 +97,7 @@ mod tests {
 
     #[test]
     fn variables_have_an_order_of_precedence() {
-        assert_eq!(
-            variables(&[], &["PATH=/x"], false).unwrap(),
-            ["PATH=/x", "HOSTNAME=pod", "HOME=/home/ann"],
-        );
+        assert_eq!(variables(&[], &["PATH=/x"], false).unwrap(), ["PATH=/x", "HOSTNAME=pod", "HOME=/home/ann"],);
         assert_eq!(
             variables(&[("A", "2"), ("A", "3")], &["A=1", "AB=1", "HOSTNAME=x", "PATH=", "HOME=/"], true).unwrap(),
             ["AB=1", "PATH=", "HOME=/", "HOSTNAME=pod", "A=3", "TERM=xterm"],
@@ -113,7 +110,8 @@ mod tests {
 
     #[test]
     fn commands_and_arguments_go_before_the_image() {
-        let own: oci_spec::image::Config = serde_json::from_value(json!({ "Entrypoint": ["e"], "Cmd": ["c"] })).unwrap();
+        let own: oci_spec::image::Config =
+            serde_json::from_value(json!({ "Entrypoint": ["e"], "Cmd": ["c"] })).unwrap();
         let seen = |command: &[&str], given: &[&str]| {
             let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
             args(&ContainerConfig { command: words(command), args: words(given), ..Default::default() }, &own)

@@ -24,11 +24,8 @@ pub fn resources(
     cgroups: Cgroups,
 ) -> Result<Value> {
     let mut all = object(resources, cgroups)?;
-    // A new cgroup has none, and crun before 1.9 cannot say so.
-    if resources.cpu_quota == -1
-        && let Some(cpu) = all["cpu"].as_object_mut()
-    {
-        cpu.remove("quota");
+    if resources.cpu_quota == -1 {
+        leave_quota(&mut all);
     }
     let mut rules = vec![json!({ "allow": context.privileged, "access": "rwm" })];
     for device in devices.iter().filter(|_| !context.privileged) {
@@ -39,6 +36,13 @@ pub fn resources(
     }
     all["devices"] = Value::Array(rules);
     Ok(all)
+}
+
+/// Where there is no limit nothing needs to be said of it, and crun before 1.9 fails to with cgroup v1.
+fn leave_quota(all: &mut Value) {
+    if let Some(cpu) = all.get_mut("cpu").and_then(Value::as_object_mut) {
+        cpu.remove("quota");
+    }
 }
 
 fn check(resources: &LinuxContainerResources, cgroups: Cgroups) -> Result<()> {
@@ -52,7 +56,11 @@ fn check(resources: &LinuxContainerResources, cgroups: Cgroups) -> Result<()> {
             return refuse("cpu_period", &it.cpu_period, "the kernel takes 1000 to 1000000 microseconds");
         }
         it if it.cpu_quota < -1 || (1..1000).contains(&it.cpu_quota) => {
-            return refuse("cpu_quota", &it.cpu_quota, "the kernel takes 1000 microseconds or more, and -1 for no limit");
+            return refuse(
+                "cpu_quota",
+                &it.cpu_quota,
+                "the kernel takes 1000 microseconds or more, and -1 for no limit",
+            );
         }
         it if !(-1000..=1000).contains(&it.oom_score_adj) => {
             return refuse("oom_score_adj", &it.oom_score_adj, "the kernel takes -1000 to 1000");
@@ -165,7 +173,11 @@ pub fn updated(
         after.hugepage_limits.clone_from(&change.hugepage_limits);
     }
     after.unified.extend(change.unified.clone());
-    let oci = serde_json::to_vec(&object(&after, cgroups)?).context(|| "Failed to write resources")?;
+    let mut oci = object(&after, cgroups)?;
+    if after.cpu_quota == -1 && before.is_none_or(|before| before.cpu_quota <= 0) {
+        leave_quota(&mut oci);
+    }
+    let oci = serde_json::to_vec(&oci).context(|| "Failed to write resources")?;
     Ok((after, oci))
 }
 
@@ -199,7 +211,11 @@ mod tests {
     fn no_quota_is_not_said_at_first() {
         let asked = LinuxContainerResources { cpu_quota: -1, ..Default::default() };
         let new = resources(&asked, &LinuxContainerSecurityContext::default(), &[], ALL).unwrap();
-        assert_eq!((&new["cpu"], object(&asked, ALL).unwrap()), (&json!({}), json!({ "cpu": { "quota": -1 } })));
+        assert_eq!(new["cpu"], json!({}));
+        let limited = LinuxContainerResources { cpu_quota: 5000, ..Default::default() };
+        let sent = |before| -> Value { serde_json::from_slice(&updated(before, &asked, ALL).unwrap().1).unwrap() };
+        assert_eq!(sent(Some(&asked))["cpu"], json!({}));
+        assert_eq!(sent(Some(&limited))["cpu"], json!({ "quota": -1 }));
     }
 
     #[test]

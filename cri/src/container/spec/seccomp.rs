@@ -24,7 +24,7 @@ impl Default for Machine {
     }
 }
 
-/// The profile of this program: see tools/seccomp.py.
+/// The profile of this program: see tools/seccomp.
 pub const BUILT_IN: &str = include_str!("seccomp.json");
 
 #[derive(Deserialize)]
@@ -82,9 +82,11 @@ pub fn resolve(name: &str, text: &str, caps: &[String], machine: &Machine) -> Re
 impl Profile {
     fn has_conditions(&self) -> bool {
         self.arch_map.is_some()
-            || self.syscalls.iter().flatten().any(|rule| {
-                rule.name.is_some() || rule.includes.is_some() || rule.excludes.is_some()
-            })
+            || self
+                .syscalls
+                .iter()
+                .flatten()
+                .any(|rule| rule.name.is_some() || rule.includes.is_some() || rule.excludes.is_some())
     }
 
     fn resolve(self, caps: &[String], machine: &Machine) -> std::result::Result<Value, String> {
@@ -95,7 +97,8 @@ impl Profile {
             return Err("architectures and archMap exclude each other".to_owned());
         }
         let family = families.into_iter().find(|family| family.architecture == arch);
-        let family = family.map(|family| [vec![family.architecture], family.sub_architectures.unwrap_or_default()].concat());
+        let family =
+            family.map(|family| [vec![family.architecture], family.sub_architectures.unwrap_or_default()].concat());
         let mut syscalls: Vec<Value> = Vec::new();
         for rule in self.syscalls.unwrap_or_default() {
             if rule.holds(caps, native, machine.kernel)? {
@@ -160,7 +163,8 @@ impl Rule {
 /// Puts rules that differ only in names together, and says nothing twice: two conditions may both hold.
 fn add(syscalls: &mut Vec<Value>, rule: &Value) {
     let like = |other: &Value| ["action", "errnoRet", "args"].iter().all(|key| other.get(key) == rule.get(key));
-    let Some(same) = syscalls.iter_mut().find(|other| like(other)).and_then(|other| other["names"].as_array_mut()) else {
+    let Some(same) = syscalls.iter_mut().find(|other| like(other)).and_then(|other| other["names"].as_array_mut())
+    else {
         syscalls.push(rule.clone());
         return;
     };

@@ -68,11 +68,8 @@ pub struct Capabilities {
 
 pub fn capabilities(context: &LinuxContainerSecurityContext, bounding: &[String]) -> Result<Capabilities> {
     let asked = context.capabilities.clone().unwrap_or_default();
-    let (add, drop, ambient) = (
-        names(&asked.add_capabilities)?,
-        names(&asked.drop_capabilities)?,
-        names(&asked.add_ambient_capabilities)?,
-    );
+    let (add, drop, ambient) =
+        (names(&asked.add_capabilities)?, names(&asked.drop_capabilities)?, names(&asked.add_ambient_capabilities)?);
     let all = |list: &[String]| list.iter().any(|name| name == "ALL");
     if all(&ambient) {
         return Err(Error::invalid("capabilities.add_ambient_capabilities: ALL is not for ambient ones"));

@@ -1,4 +1,4 @@
-use k8s_cri::v1::{Capability, UserNamespace, NamespaceOption};
+use k8s_cri::v1::{Capability, NamespaceOption, UserNamespace};
 
 use super::*;
 
@@ -81,7 +81,8 @@ fn old_fields_count_where_there_is_no_new_one() {
 
 #[test]
 fn apparmor_needs_a_kernel_with_it() {
-    let context = |profile, privileged| LinuxContainerSecurityContext { apparmor: profile, privileged, ..Default::default() };
+    let context =
+        |profile, privileged| LinuxContainerSecurityContext { apparmor: profile, privileged, ..Default::default() };
     let without = Facts::default();
     let with_it = Facts { apparmor: Some(words(&["mine", "conward-default"])), ..Facts::default() };
     let seen = |profile, facts| apparmor(&context(profile, false), facts);

@@ -37,7 +37,12 @@ fn request(privileged: bool) -> ContainerConfig {
     let resources = Some(LinuxContainerResources { cpu_shares: 5, oom_score_adj: -9, ..Default::default() });
     ContainerConfig {
         command: vec!["run".into()],
-        mounts: vec![Mount { container_path: "/data/".into(), host_path: "/link".into(), propagation: 2, ..Mount::default() }],
+        mounts: vec![Mount {
+            container_path: "/data/".into(),
+            host_path: "/link".into(),
+            propagation: 2,
+            ..Mount::default()
+        }],
         devices: vec![Asked::default()],
         annotations: [("a", "b"), ("run.oci.handler", "krun")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         linux: Some(LinuxContainerConfig { resources, security_context }),
