@@ -33,6 +33,14 @@ files = \
 	$(foreach doc,$(wildcard docs/*.md docs/examples/*),0644:$(doc):$(docdir)/$(doc)) \
 	0644:LICENSE:share/licenses/conward/LICENSE \
 	0644:$(notices):share/licenses/conward/NOTICES
+# The same for conward-cri, which is not in the packages yet. It finds the holder beside itself.
+cri = $(dir $(binary))conward-cri
+cri_files = \
+	0755:$(cri):bin/conward-cri \
+	0755:$(dir $(cri))conward-hold:bin/conward-hold \
+	0644:docs/man/conward-cri.8:share/man/man8/conward-cri.8 \
+	0644:docs/man/conward-cri.toml.5:share/man/man5/conward-cri.toml.5 \
+	0644:contrib/systemd/conward-cri.service:lib/systemd/system/conward-cri.service
 # Directories that nobody else has.
 docdir = share/doc/conward
 own_dirs = libexec/conward $(docdir)/docs/examples $(docdir)/docs $(docdir) share/licenses/conward
@@ -46,7 +54,7 @@ remap = --config 'target."cfg(all())".rustflags = \
 	["--remap-path-prefix=$(cargo_home)=/cargo", "--remap-path-prefix=$(CURDIR)=/conward"]'
 
 .DEFAULT_GOAL = help
-.PHONY: help build run test test-vm bench bench-cri soak fuzz lint install uninstall deb rpm
+.PHONY: help build build-cri run test test-vm bench bench-cri soak fuzz lint install install-cri uninstall deb rpm
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -56,7 +64,11 @@ build: ## Build the monitor and conwardctl, each one static program
 	cargo build --release --locked $(remap)
 	cargo build --release --locked $(remap) --package conmon-proto
 
-run: ## Show one container's life under conward, from nothing (root)
+# Not static: its libraries derive code with programs of their own, which a static target cannot build.
+build-cri: ## Build conward-cri, the CRI server, and the holder of shared pid namespaces
+	RUSTFLAGS= cargo build --release --locked --package conward-cri
+
+run: ## Show one container's life under conward, and a pod through conward-cri, from nothing (root)
 	tools/setup run
 	tools/run
 
@@ -87,7 +99,8 @@ fuzz: ## Fuzz every parser for SECONDS each; ARGS="--jobs 4 TARGET"
 
 lint: ## Check format, lints, and the licences and sources of dependencies
 	cargo fmt --all -- --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --exclude conward-cri --all-targets -- -D warnings
+	RUSTFLAGS= cargo clippy --locked --package conward-cri --all-targets -- -D warnings
 	tools/licences
 
 $(notices): Cargo.lock tools/notices
@@ -106,8 +119,24 @@ install: $(notices) ## Install below DESTDIR and PREFIX (default /usr)
 	done
 	@echo "installed below $(DESTDIR)$(PREFIX); running monitors stay as they are until: conwardctl upgrade --all"
 
+install-cri: ## Install conward-cri below DESTDIR and PREFIX, with its unit; the monitor is installed by itself
+	@[ -f $(cri) ] || $(MAKE) build-cri
+	@set -e; for entry in $(cri_files); do \
+		place="$(DESTDIR)$(PREFIX)/$${entry##*:}"; mode=$${entry%%:*}; file=$${entry#*:}; \
+		mkdir -p "$${place%/*}"; install -m "$$mode" "$${file%:*}" "$$place.new"; mv -fT "$$place.new" "$$place"; \
+	done
+	@for shell in bash fish zsh; do $(cri) completion $$shell >$(dir $(cri))conward-cri.$$shell; done
+	@install -D -m 0644 $(dir $(cri))conward-cri.bash "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/conward-cri"
+	@install -D -m 0644 $(dir $(cri))conward-cri.fish "$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/conward-cri.fish"
+	@install -D -m 0644 $(dir $(cri))conward-cri.zsh "$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_conward-cri"
+	@echo "installed below $(DESTDIR)$(PREFIX); systemctl enable --now conward-cri"
+
 uninstall: ## Remove what install has installed; running monitors go on
 	@set -e; for entry in $(files); do rm -f "$(DESTDIR)$(PREFIX)/$${entry##*:}"; done
+	@set -e; for entry in $(cri_files); do rm -f "$(DESTDIR)$(PREFIX)/$${entry##*:}"; done
+	@rm -f "$(DESTDIR)$(PREFIX)/share/bash-completion/completions/conward-cri" \
+		"$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/conward-cri.fish" \
+		"$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_conward-cri"
 	@for dir in $(own_dirs); do rmdir "$(DESTDIR)$(PREFIX)/$$dir" 2>/dev/null || true; done
 
 deb: build $(notices) ## Build target/packages/*.deb

@@ -72,7 +72,8 @@ impl Client {
     async fn introduce(&mut self) -> Result<()> {
         let version = self.runtime.version(VersionRequest::default()).await.map_err(said("Version"))?.into_inner();
         let status = self.runtime.status(StatusRequest::default()).await.map_err(said("Status"))?.into_inner();
-        let mut text = format!("{} {}, CRI {}", version.runtime_name, version.runtime_version, version.runtime_api_version);
+        let mut text =
+            format!("{} {}, CRI {}", version.runtime_name, version.runtime_version, version.runtime_api_version);
         for condition in status.status.unwrap_or_default().conditions {
             let _ = write!(text, ", {}={}", condition.r#type, condition.status);
         }
@@ -93,7 +94,11 @@ impl Client {
 
     fn config(host_network: bool) -> PodSandboxConfig {
         let network = if host_network { NamespaceMode::Node } else { NamespaceMode::Pod };
-        let options = NamespaceOption { network: network as i32, pid: NamespaceMode::Container as i32, ..NamespaceOption::default() };
+        let options = NamespaceOption {
+            network: network as i32,
+            pid: NamespaceMode::Container as i32,
+            ..NamespaceOption::default()
+        };
         let context =
             LinuxSandboxSecurityContext { namespace_options: Some(options), ..LinuxSandboxSecurityContext::default() };
         PodSandboxConfig {
@@ -104,7 +109,10 @@ impl Client {
                 attempt: 0,
             }),
             hostname: if host_network { String::new() } else { "check".into() },
-            log_directory: std::env::temp_dir().join(format!("conward-check-{}", std::process::id())).to_string_lossy().into(),
+            log_directory: std::env::temp_dir()
+                .join(format!("conward-check-{}", std::process::id()))
+                .to_string_lossy()
+                .into(),
             linux: Some(LinuxPodSandboxConfig { security_context: Some(context), ..LinuxPodSandboxConfig::default() }),
             labels: HashMap::from([("conward.check".to_owned(), "true".to_owned())]),
             ..PodSandboxConfig::default()
@@ -114,9 +122,11 @@ impl Client {
     async fn pod(&mut self, host_network: bool) -> Result<String> {
         let begun = Instant::now();
         let config = Client::config(host_network);
-        std::fs::create_dir_all(&config.log_directory).context(|| format!("Failed to make {}", config.log_directory))?;
+        std::fs::create_dir_all(&config.log_directory)
+            .context(|| format!("Failed to make {}", config.log_directory))?;
         let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
-        let id = self.runtime.run_pod_sandbox(request).await.map_err(said("RunPodSandbox"))?.into_inner().pod_sandbox_id;
+        let id =
+            self.runtime.run_pod_sandbox(request).await.map_err(said("RunPodSandbox"))?.into_inner().pod_sandbox_id;
         let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
         let status = self.runtime.pod_sandbox_status(request).await.map_err(said("PodSandboxStatus"))?.into_inner();
         let address = status.status.unwrap_or_default().network.unwrap_or_default().ip;
@@ -181,7 +191,8 @@ impl Client {
     }
 
     async fn ask(&mut self, id: &str) -> Result<()> {
-        let request = ExecSyncRequest { container_id: id.to_owned(), cmd: QUESTION.map(str::to_owned).into(), timeout: 10 };
+        let request =
+            ExecSyncRequest { container_id: id.to_owned(), cmd: QUESTION.map(str::to_owned).into(), timeout: 10 };
         let answer = self.runtime.exec_sync(request).await.map_err(said("ExecSync"))?.into_inner();
         let (out, err) = (String::from_utf8_lossy(&answer.stdout), String::from_utf8_lossy(&answer.stderr));
         show(&format!("asked inside (exit {}): {}{}", answer.exit_code, out.trim_end(), err.trim_end()));
