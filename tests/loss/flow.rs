@@ -174,12 +174,17 @@ pub fn writer(args: &[String]) -> Outcome {
     let mut at = number(from)?;
     let mut buffer = Vec::new();
     // A test that failed leaves nothing behind that writes for ever.
-    let last = Instant::now() + Duration::from_secs(3600);
+    let (begun, last) = (Instant::now(), Instant::now() + Duration::from_secs(3600));
+    let rate = option("rate").map(number).transpose()?;
     while at < limit && !stop.is_some_and(Path::exists) && Instant::now() < last {
         buffer.resize(usize::try_from(block.min(limit - at)).unwrap_or(STEP), 0);
         pattern.fill(at, &mut buffer);
         out.write_all(&buffer)?;
         at += buffer.len() as u64;
+        if let Some(rate) = rate {
+            let due = Duration::from_millis(at.saturating_mul(1000) / rate);
+            std::thread::sleep(due.saturating_sub(begun.elapsed()));
+        }
     }
     if let Some(path) = stop {
         let new = path.with_extension("new");

@@ -43,8 +43,9 @@ impl Steady {
         Ok(Steady { live, log })
     }
 
+    /// At a pace that whoever checks it can follow on a busy machine: what is written meanwhile must be checked, too.
     pub fn script(pattern: Pattern) -> String {
-        format!("$W {} 0 \"until:$D/stop\"; exit 5", pattern.name())
+        format!("$W {} 0 \"until:$D/stop\" rate:{}; exit 5", pattern.name(), 24 * MIB)
     }
 
     pub fn size(&self) -> u64 {
