@@ -60,7 +60,7 @@ fn all(monitor: &Monitor) -> Outcome {
         let fds = procs::descriptors(live.pid()?)?;
         check(!fds.iter().any(|(_, target)| target.contains("inotify")), format!("inotify in {fds:?}"))?;
     }
-    running.iter().try_for_each(|(number, container, live)| go_on(*number, container, live))?;
+    running.iter().try_for_each(|(number, container, _)| go_on(*number, container))?;
     for (number, _, live) in &running {
         let expected = if greedy(*number) { ("137", true) } else { ("7", false) };
         let seen = verdict(live)?;
@@ -87,7 +87,7 @@ fn start(waiting: &Mutex<Vec<(usize, Container)>>, running: &Mutex<Vec<(usize, C
     Ok(())
 }
 
-fn go_on(number: usize, container: &Container, _: &Live) -> Outcome {
+fn go_on(number: usize, container: &Container) -> Outcome {
     let path = container.dir().join("b/rootfs/tmp/go");
     wait::until(&format!("container {number} to wait"), PATIENCE, || Ok(fs::exists(&path)?.then_some(())))?;
     Ok(fs::write(path, "go\n")?)
