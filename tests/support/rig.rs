@@ -21,12 +21,11 @@ pub struct Rig {
 impl Rig {
     /// Builds what all machines are made of: the program and its cache, or why there is none.
     pub fn prepare(&self) -> Result<(PathBuf, PathBuf), String> {
-        let Rig { name, program: variable, .. } = self;
+        let name = self.name;
         if !nix::unistd::geteuid().is_root() {
             return Err(format!("only root may call {name}"));
         }
-        let found = self.find();
-        let program = found.ok_or(format!("no {name}: {variable} names none, and none is beside the repository"))?;
+        let program = self.find()?;
         let cache = std::env::var_os(self.cache).map_or_else(|| cache().join(self.place), PathBuf::from);
         std::fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
         let built = Command::new("timeout").arg(BUILD).arg(&program).arg("build").env(self.cache, &cache).output();
@@ -37,12 +36,17 @@ impl Rig {
         }
     }
 
-    /// What the environment names, or a directory `shared/rigs` near the repository.
-    fn find(&self) -> Option<PathBuf> {
-        let named = std::env::var_os(self.program).map(PathBuf::from);
+    /// What the environment names, or else a directory `shared/rigs` near the repository.
+    fn find(&self) -> Result<PathBuf, String> {
+        let Rig { name, program: variable, .. } = self;
+        if let Some(named) = std::env::var_os(variable).map(PathBuf::from) {
+            let why = format!("no {name}: {variable} names {}, which is no file", named.display());
+            return if named.is_file() { Ok(named) } else { Err(why) };
+        }
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let near = ["..", "../.."].map(|up| here.join(up).join("shared/rigs").join(self.name));
-        named.into_iter().chain(near).find(|path| path.is_file())
+        let near = ["..", "../.."].map(|up| here.join(up).join("shared/rigs").join(name));
+        let found = near.into_iter().find(|path| path.is_file());
+        found.ok_or(format!("no {name}: {variable} names none, and none is beside the repository"))
     }
 }
 

@@ -20,8 +20,10 @@ pub fn cases() -> Vec<Case> {
 pub const MANY: &str = "VM_MANY";
 const FEW: usize = 60;
 
-fn count() -> usize {
-    std::env::var(MANY).ok().and_then(|text| text.parse().ok()).unwrap_or(FEW)
+fn count() -> Outcome<usize> {
+    let Ok(text) = std::env::var(MANY) else { return Ok(FEW) };
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or(Fail::Wrong(format!("{MANY} is {text:?}, and should be a number of containers")))
 }
 
 /// The kernel has two processors to start them with.
@@ -41,7 +43,7 @@ fn many(monitor: &Monitor) -> Outcome {
 
 fn all(monitor: &Monitor) -> Outcome {
     let mut waiting = Vec::new();
-    let count = count();
+    let count = count()?;
     for number in 0..count {
         let mut container = Container::of("crun", monitor, &script(number))?;
         container.memory(MEMORY);
