@@ -5,14 +5,18 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
+use conmon_proto::ExecSpec;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid, setgid, setgroups, setuid};
+use serde_json::json;
 
 use crate::support::scene::{Live, Scene};
+use crate::support::service::{connect, talk};
 use crate::support::suite::{Case, Monitor};
-use crate::support::{Fail, Outcome, check, procs, roles, same};
+use crate::support::{Fail, Outcome, check, procs, roles, same, wait};
 
 pub fn cases() -> Vec<Case> {
     let case = |id, clause, what, run: fn(&Monitor) -> Outcome| Case::new(id, clause, what, run).native();
@@ -22,6 +26,12 @@ pub fn cases() -> Vec<Case> {
             "10",
             "the same user can neither trace the monitor nor read it; its children stay",
             undumpable,
+        ),
+        case(
+            "confined/works",
+            "10",
+            "undumpable and not root: its state, an exec by process object, being replaced",
+            works,
         ),
         case(
             "confined/descriptors",
@@ -44,23 +54,59 @@ fn waiting(mut scene: Scene) -> Outcome<Live> {
 }
 
 fn undumpable(monitor: &Monitor) -> Outcome {
-    if !nix::unistd::geteuid().is_root() {
-        return Err(Fail::Skip("only root may become somebody else".to_owned()));
-    }
     let live = waiting(as_nobody(monitor)?)?;
-    let (pid, container) = (live.pid()?, live.container()?);
-    for name in ["environ", "maps", "mem"] {
-        let opened = fs::File::open(format!("/proc/{pid}/{name}")).map(drop);
-        same(&format!("{name} of the monitor"), errno(opened), Some(Errno::EACCES))?;
+    let container = live.container()?;
+    closed(&live)?;
+    for name in HELD {
         fs::File::open(format!("/proc/{container}/{name}"))
             .map_err(|error| format!("the container's {name}: {error}"))?;
     }
-    let listed = fs::read_dir(format!("/proc/{pid}/fd")).map(drop);
-    same("descriptors of the monitor", errno(listed), Some(Errno::EACCES))?;
-    same("memory of the monitor", traced(pid), Err(Errno::EPERM))?;
     same("memory of the container", traced(container), Ok(()))?;
     live.go()?;
     live.end().map(drop)
+}
+
+/// Files of a process that only they may open who may trace it.
+const HELD: [&str; 3] = ["environ", "maps", "mem"];
+
+/// Nobody but root looks into the monitor.
+fn closed(live: &Live) -> Outcome {
+    let pid = live.pid()?;
+    for name in HELD {
+        let opened = fs::File::open(format!("/proc/{pid}/{name}")).map(drop);
+        same(&format!("{name} of the monitor"), errno(opened), Some(Errno::EACCES))?;
+    }
+    let listed = fs::read_dir(format!("/proc/{pid}/fd")).map(drop);
+    same("descriptors of the monitor", errno(listed), Some(Errno::EACCES))?;
+    same("memory of the monitor", traced(pid), Err(Errno::EPERM))
+}
+
+/// Its own files in `/proc` are root's now.
+fn works(monitor: &Monitor) -> Outcome {
+    let live = waiting(as_nobody(monitor)?)?;
+    live.container()?;
+    speaks(&live)?;
+    live.signal(Signal::SIGUSR2)?;
+    let words = format!("/proc/{}/cmdline", live.pid()?);
+    let resumed = || fs::read(&words).is_ok_and(|words| words.split(|byte| *byte == 0).any(|word| word == b"--resume"));
+    wait::until_true("the monitor to be replaced", resumed)?;
+    speaks(&live)?;
+    closed(&live)?;
+    live.go()?;
+    live.end().map(drop)
+}
+
+fn speaks(live: &Live) -> Outcome {
+    let process = json!({"args": ["/bin/sh", "-c", "echo $WHO"], "env": ["WHO=object"], "cwd": "/", "terminal": false});
+    talk(async {
+        let client = connect(live).await?;
+        let state = client.inspect().await?;
+        check(state.memory.private > 0, format!("memory in {state:?}"))?;
+        check(state.descriptors > 3, format!("descriptors in {state:?}"))?;
+        let spec = ExecSpec { process: process.to_string().into_bytes(), ..ExecSpec::default() };
+        let result = client.exec(&spec, None).await?.wait().await?;
+        same("stdout of an exec", result.stdout, b"object\n".to_vec())
+    })
 }
 
 /// Whether this process may read another's memory, which takes the right to trace it.
@@ -82,6 +128,9 @@ fn errno(outcome: std::io::Result<()>) -> Option<Errno> {
 /// A scene that belongs to another user, whom this process becomes.
 fn as_nobody(monitor: &Monitor) -> Outcome<Scene> {
     const NOBODY: u32 = 65534;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Fail::Skip("only root may become somebody else".to_owned()));
+    }
     let mut scene = Scene::create(monitor)?;
     let program = scene.dir.join("conward");
     fs::copy(&monitor.program, &program)?;

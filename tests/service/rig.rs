@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 pub use crate::support::amount::{MIB, patience, size, soak};
 use crate::support::scene::{Live, Scene};
-pub use crate::support::service::{socket, talk};
+pub use crate::support::service::{connect, socket, talk};
 use crate::support::suite::Monitor;
 use crate::support::{Fail, Outcome, check, procs, same, wait};
 
@@ -37,13 +37,6 @@ pub fn idle(monitor: &Monitor) -> Outcome<Live> {
 pub fn end_idle(live: &Live) -> Outcome {
     live.go()?;
     same("the monitor's status", live.end()?, 6)
-}
-
-/// Connects as soon as the socket is there.
-pub async fn connect(live: &Live) -> Outcome<Client> {
-    let path = socket(live);
-    wait::until("the service's socket", wait::SOON, || Ok(path.exists().then_some(())))?;
-    Ok(conmon_proto::connect(&path).await?)
 }
 
 /// What this shell command is as an exec.

@@ -46,7 +46,7 @@ impl Container {
             fs::create_dir(scene.dir.join("b/rootfs").join(name))?;
         }
         fs::copy(busybox, bin.join("busybox"))?;
-        for applet in ["sh", "cat", "echo", "sleep", "stty", "yes", "head", "true", "dd", "kill", "mkfifo"] {
+        for applet in ["sh", "cat", "echo", "sleep", "stty", "yes", "head", "true", "dd", "kill", "ls", "mkfifo"] {
             symlink("busybox", bin.join(applet))?;
         }
         let process = process(&["/bin/sh", "-c", script], false);

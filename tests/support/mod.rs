@@ -12,6 +12,7 @@ pub mod crilog;
 pub mod journal;
 pub mod pipes;
 pub mod procs;
+pub mod rig;
 pub mod roles;
 pub mod scene;
 pub mod service;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::amount::patience;
 use super::scene::Live;
+use super::wait;
 use super::{Fail, Outcome};
 
 impl From<conmon_proto::Error> for Fail {
@@ -15,6 +16,13 @@ impl From<conmon_proto::Error> for Fail {
 /// Where a monitor listens.
 pub fn socket(live: &Live) -> PathBuf {
     live.dir.join("b/conward.sock")
+}
+
+/// Connects as soon as the socket is there.
+pub async fn connect(live: &Live) -> Outcome<conmon_proto::Client> {
+    let path = socket(live);
+    wait::until("the service's socket", wait::SOON, || Ok(path.exists().then_some(())))?;
+    Ok(conmon_proto::connect(&path).await?)
 }
 
 /// Runs a client on this thread, for a bounded time.

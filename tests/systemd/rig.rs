@@ -7,26 +7,25 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use crate::support::rig::Rig;
 use crate::support::suite::Monitor;
 use crate::support::{Fail, Outcome, check, contains, wait};
 
-/// Names the program that makes boxes.
+/// The program that makes boxes.
+const RIG: Rig = Rig { name: "systemd-box", program: PROGRAM, cache: CACHE, place: "conward-box" };
 const PROGRAM: &str = "SYSTEMD_BOX";
-/// Where it keeps what a box is made of.
 const CACHE: &str = "SYSTEMD_BOX_DIR";
 /// Says why there is no box; empty if there is one.
 const READY: &str = "SYSTEMD_BOX_READY";
 /// Where the box sees the directory of the case.
 pub const SHARED: &str = "/opt/x";
-/// The first box takes one or two minutes.
-const BUILD: &str = "300";
 
 /// Builds what all boxes are made of, before any case's time begins, and runs the table once more: the cases hear of it
 /// through the environment.
 pub fn build_and_go_on() -> std::io::Error {
     let mut again = Command::new("/proc/self/exe");
     again.args(std::env::args_os().skip(1));
-    match prepare() {
+    match RIG.prepare() {
         Ok((program, cache)) => again.env(PROGRAM, program).env(CACHE, cache).env(READY, ""),
         Err(reason) => again.env(READY, reason),
     };
@@ -36,35 +35,6 @@ pub fn build_and_go_on() -> std::io::Error {
 /// True if that has been done.
 pub fn is_ready() -> bool {
     std::env::var_os(READY).is_some()
-}
-
-fn prepare() -> Result<(PathBuf, PathBuf), String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err("only root may boot a box".to_owned());
-    }
-    let program =
-        program().ok_or(format!("no systemd-box: {PROGRAM} names none, and none is beside the repository"))?;
-    let cache = std::env::var_os(CACHE).map(PathBuf::from).unwrap_or_else(|| cache().join("conward-box"));
-    fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
-    let built = Command::new("timeout").arg(BUILD).arg(&program).arg("build").env(CACHE, &cache).output();
-    let built = built.map_err(|error| format!("{}: {error}", program.display()))?;
-    match built.status.success() {
-        true => Ok((program, cache)),
-        false => Err(format!("no box can be built here: {}", String::from_utf8_lossy(&built.stderr).trim_end())),
-    }
-}
-
-fn cache() -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache");
-    std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from)
-}
-
-/// What the environment names, or a directory `shared/rigs` near the repository.
-fn program() -> Option<PathBuf> {
-    let named = std::env::var_os(PROGRAM).map(PathBuf::from);
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let near = ["..", "../.."].map(|up| here.join(up).join("shared/rigs/systemd-box"));
-    named.into_iter().chain(near).find(|path| path.is_file())
 }
 
 /// A box that is up. Dropped, it is powered off.

@@ -20,8 +20,10 @@ pub fn cases() -> Vec<Case> {
 pub const MANY: &str = "VM_MANY";
 const FEW: usize = 60;
 
-fn count() -> usize {
-    std::env::var(MANY).ok().and_then(|text| text.parse().ok()).unwrap_or(FEW)
+fn count() -> Outcome<usize> {
+    let Ok(text) = std::env::var(MANY) else { return Ok(FEW) };
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or(Fail::Wrong(format!("{MANY} is {text:?}, and should be a number of containers")))
 }
 
 /// The kernel has two processors to start them with.
@@ -41,7 +43,7 @@ fn many(monitor: &Monitor) -> Outcome {
 
 fn all(monitor: &Monitor) -> Outcome {
     let mut waiting = Vec::new();
-    let count = count();
+    let count = count()?;
     for number in 0..count {
         let mut container = Container::of("crun", monitor, &script(number))?;
         container.memory(MEMORY);
@@ -60,7 +62,7 @@ fn all(monitor: &Monitor) -> Outcome {
         let fds = procs::descriptors(live.pid()?)?;
         check(!fds.iter().any(|(_, target)| target.contains("inotify")), format!("inotify in {fds:?}"))?;
     }
-    running.iter().try_for_each(|(number, container, live)| go_on(*number, container, live))?;
+    running.iter().try_for_each(|(number, container, _)| go_on(*number, container))?;
     for (number, _, live) in &running {
         let expected = if greedy(*number) { ("137", true) } else { ("7", false) };
         let seen = verdict(live)?;
@@ -87,7 +89,7 @@ fn start(waiting: &Mutex<Vec<(usize, Container)>>, running: &Mutex<Vec<(usize, C
     Ok(())
 }
 
-fn go_on(number: usize, container: &Container, _: &Live) -> Outcome {
+fn go_on(number: usize, container: &Container) -> Outcome {
     let path = container.dir().join("b/rootfs/tmp/go");
     wait::until(&format!("container {number} to wait"), PATIENCE, || Ok(fs::exists(&path)?.then_some(())))?;
     Ok(fs::write(path, "go\n")?)

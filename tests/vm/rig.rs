@@ -1,19 +1,16 @@
 //! The virtual machine: Debian's kernel with cgroup v2, crun and busybox in memory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use crate::many::MANY;
+use crate::support::rig::Rig;
 use crate::support::suite::{self, Case, Column, say};
 
-/// Names the program that makes the machine.
-const PROGRAM: &str = "CGROUP2_VM";
-/// Where it keeps what it makes.
-const CACHE: &str = "CGROUP2_VM_DIR";
+/// The program that makes the machine.
+const RIG: Rig = Rig { name: "cgroup2-vm", program: "CGROUP2_VM", cache: "CGROUP2_VM_DIR", place: "conward-vm" };
 /// The cases run on the machine that they find themselves on.
 const HERE: &str = "VM_HERE";
-/// Seconds for the machine to be made, once; it is fetched.
-const BUILD: &str = "300";
 /// Seconds for all cases, in a machine without hardware support.
 const LIMIT: &str = "780";
 /// Where the machine has the two programs.
@@ -26,17 +23,7 @@ pub fn is_here() -> bool {
 
 /// Boots a machine that runs this table; its exit status, or why there is none.
 pub fn run() -> Result<ExitCode, String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err("only root may make the virtual machine".to_owned());
-    }
-    let program = program().ok_or(format!("no cgroup2-vm: {PROGRAM} names none, and none is beside the repository"))?;
-    let cache = std::env::var_os(CACHE).map_or_else(|| cache().join("conward-vm"), PathBuf::from);
-    std::fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
-    let built = Command::new("timeout").arg(BUILD).arg(&program).arg("build").env(CACHE, &cache).output();
-    let built = built.map_err(|error| format!("{}: {error}", program.display()))?;
-    if !built.status.success() {
-        return Err(format!("no machine can be built here: {}", String::from_utf8_lossy(&built.stderr).trim_end()));
-    }
+    let (program, cache) = RIG.prepare()?;
     boot(&program, &cache).map_err(|error| format!("{}: {error}", program.display()))
 }
 
@@ -51,7 +38,7 @@ fn boot(program: &Path, cache: &Path) -> std::io::Result<ExitCode> {
         .args(std::env::var(MANY).map(|many| [String::from("--env"), format!("{MANY}={many}")]).into_iter().flatten())
         .args(["--", TESTS, "--only", "conward"])
         .args(std::env::args_os().skip(1))
-        .env(CACHE, cache)
+        .env(RIG.cache, cache)
         .status()?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
@@ -63,17 +50,4 @@ pub fn without(reason: &str, cases: &[Case]) -> ExitCode {
     }
     say(&format!("\n0 passed, 0 failed, {} skipped", cases.len()));
     ExitCode::from(77)
-}
-
-fn cache() -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache");
-    std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from)
-}
-
-/// What the environment names, or a directory `shared/rigs` near the repository.
-fn program() -> Option<PathBuf> {
-    let named = std::env::var_os(PROGRAM).map(PathBuf::from);
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let near = ["..", "../.."].map(|up| here.join(up).join("shared/rigs/cgroup2-vm"));
-    named.into_iter().chain(near).find(|path| path.is_file())
 }
