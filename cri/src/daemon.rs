@@ -59,6 +59,7 @@ impl Daemon {
             streaming: OnceLock::new(),
             config,
         });
+        daemon.events.know(&daemon);
         container::restore::restore(&daemon).await?;
         sandbox::restore::restore(&daemon).await?;
         Ok(daemon)

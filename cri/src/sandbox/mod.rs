@@ -4,13 +4,14 @@
 //! its containers share a pid namespace.
 
 pub mod dns;
+mod interfaces;
 mod list;
 pub mod namespaces;
 mod port_forward;
 mod remove;
 pub mod restore;
 mod run;
-mod stats;
+pub mod stats;
 mod status;
 mod stop;
 
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use k8s_cri::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Rate;
 use crate::config::Config;
 use crate::error::{Context, Result};
 use crate::network::{PodNetwork, PortMapping};
@@ -29,12 +31,12 @@ use crate::network::{PodNetwork, PortMapping};
 use crate::state;
 
 pub use dns::Dns;
+pub use interfaces::Interface;
 pub use list::{Filter, list, matching};
 pub use port_forward::netns;
 pub use remove::remove;
 pub use run::run;
 pub use status::status;
-pub use stats::{Stats, stats};
 pub use stop::{stop, unmake};
 
 /// What does not change after the creation; the request is kept as it came.
@@ -74,6 +76,8 @@ pub struct Pod {
     state: Mutex<State>,
     /// One change at a time.
     pub turn: tokio::sync::Mutex<()>,
+    /// What it uses of the CPU.
+    rate: Rate,
     dirs: Dirs,
 }
 
@@ -102,14 +106,18 @@ impl Pod {
         let state = State::default();
         state::write(&dirs.root.join(STATE), &state)?;
         state::write(&dirs.root.join(RECORD), &record)?;
-        Ok(Pod { record, state: Mutex::new(state), turn: tokio::sync::Mutex::default(), dirs })
+        Ok(Pod::new(record, state, dirs))
+    }
+
+    fn new(record: Record, state: State, dirs: Dirs) -> Pod {
+        Pod { record, state: Mutex::new(state), turn: tokio::sync::Mutex::default(), rate: Rate::default(), dirs }
     }
 
     /// Reads a pod's files.
     pub fn load(dirs: Dirs) -> Result<Pod> {
         let record = state::read(&dirs.root.join(RECORD))?;
         let state = state::read(&dirs.root.join(STATE))?;
-        Ok(Pod { record, state: Mutex::new(state), turn: tokio::sync::Mutex::default(), dirs })
+        Ok(Pod::new(record, state, dirs))
     }
 
     pub fn id(&self) -> &str {

@@ -6,7 +6,6 @@ use super::{Pod, stop};
 use crate::container;
 use crate::daemon::Daemon;
 use crate::error::Result;
-use crate::events::Kind;
 use crate::{cgroup, state};
 
 /// Stops a pod if need be, and removes it with its containers. One that is not there is fine.
@@ -21,7 +20,7 @@ pub async fn remove(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
         return Ok(());
     }
     forget(daemon, &pod)?;
-    daemon.events.tell(Kind::Deleted, pod.id(), pod.id());
+    daemon.events.gone(&pod);
     Ok(())
 }
 

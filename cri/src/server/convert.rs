@@ -177,7 +177,3 @@ pub fn container_info(container: &Container) -> HashMap<String, String> {
     });
     HashMap::from([("info".to_owned(), info.to_string())])
 }
-pub fn container_stats(_: &Container, _: &container::stats::Stats) -> ContainerStats { todo!() }
-pub fn pod_stats(_: &Pod, _: &sandbox::Stats) -> PodSandboxStats { todo!() }
-pub fn metric_descriptors() -> Vec<MetricDescriptor> { todo!() }
-pub fn pod_metrics(_: &crate::daemon::Daemon, _: &Pod, _: &sandbox::Stats) -> PodSandboxMetrics { todo!() }

@@ -1,8 +1,11 @@
 //! The two gRPC services: requests in, the domain called, answers out.
 
 mod convert;
+mod events;
 mod images;
+mod pod_metrics;
 mod runtime;
+mod stats;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;

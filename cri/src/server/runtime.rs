@@ -4,17 +4,15 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use k8s_cri::v1::runtime_service_server::RuntimeService;
 use k8s_cri::v1::*;
-use tokio_stream::wrappers::BroadcastStream;
-use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tonic::{Request, Response, Status};
 
-use super::{Service, convert};
+use super::{Service, convert, events, pod_metrics, stats};
+use crate::container::stats::Depth;
 use crate::daemon::Daemon;
 use crate::error::Error;
-use crate::events::{Event, Kind};
 use crate::{container, sandbox};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -56,7 +54,7 @@ fn stats_filter(filter: Option<ContainerStatsFilter>) -> container::Filter {
     container::Filter {
         id: filter.id,
         pod: filter.pod_sandbox_id,
-        phases: Some(vec![container::Phase::Running]),
+        phases: Some(container::stats::PHASES.into()),
         labels: filter.label_selector,
     }
 }
@@ -212,8 +210,9 @@ impl RuntimeService for Service {
 
     async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
         let container = self.0.container(&request.into_inner().container_id)?;
-        let stats = container::stats::of(&self.0, &container).await?;
-        Ok(Response::new(ContainerStatsResponse { stats: Some(convert::container_stats(&container, &stats)) }))
+        let own = container::stats::of(&self.0, &container).await?;
+        let own = stats::container_stats(&container, &own, &self.0.images.usage().path);
+        Ok(Response::new(ContainerStatsResponse { stats: Some(own) }))
     }
 
     async fn list_container_stats(
@@ -221,20 +220,17 @@ impl RuntimeService for Service {
         request: Request<ListContainerStatsRequest>,
     ) -> Answer<ListContainerStatsResponse> {
         let found = container::list(&self.0, &stats_filter(request.into_inner().filter));
-        let mut stats = Vec::new();
-        for container in found {
-            // One that ends just now has none.
-            if let Ok(own) = container::stats::of(&self.0, &container).await {
-                stats.push(convert::container_stats(&container, &own));
-            }
-        }
+        let all = container::stats::of_all(&self.0, found, Depth::Stats).await?;
+        let files = self.0.images.usage().path;
+        let stats = all.iter().map(|(container, own)| stats::container_stats(container, own, &files)).collect();
         Ok(Response::new(ListContainerStatsResponse { stats }))
     }
 
     async fn pod_sandbox_stats(&self, request: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
         let pod = self.0.pod(&request.into_inner().pod_sandbox_id)?;
-        let stats = sandbox::stats(&self.0, &pod).await?;
-        Ok(Response::new(PodSandboxStatsResponse { stats: Some(convert::pod_stats(&pod, &stats)) }))
+        let own = sandbox::stats::of(&self.0, &pod).await?;
+        let own = stats::pod_stats(&pod, &own, &self.0.images.usage().path);
+        Ok(Response::new(PodSandboxStatsResponse { stats: Some(own) }))
     }
 
     async fn list_pod_sandbox_stats(
@@ -243,12 +239,9 @@ impl RuntimeService for Service {
     ) -> Answer<ListPodSandboxStatsResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
         let filter = sandbox::Filter { id: filter.id, ready: Some(true), labels: filter.label_selector };
-        let mut stats = Vec::new();
-        for pod in sandbox::list(&self.0, &filter) {
-            if let Ok(own) = sandbox::stats(&self.0, &pod).await {
-                stats.push(convert::pod_stats(&pod, &own));
-            }
-        }
+        let all = sandbox::stats::of_all(&self.0, sandbox::list(&self.0, &filter), Depth::Stats).await?;
+        let files = self.0.images.usage().path;
+        let stats = all.iter().map(|(pod, own)| stats::pod_stats(pod, own, &files)).collect();
         Ok(Response::new(ListPodSandboxStatsResponse { stats }))
     }
 
@@ -291,35 +284,27 @@ impl RuntimeService for Service {
         Pin<Box<dyn Stream<Item = std::result::Result<ContainerEventResponse, Status>> + Send>>;
 
     async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
-        let daemon = self.0.clone();
-        let events = BroadcastStream::new(daemon.events.listen()).flat_map(move |event| {
-            let told = match event {
-                Ok(event) => vec![Ok(event_response(&daemon, &event))],
-                // What was missed is made up for by the state that there is now.
-                Err(BroadcastStreamRecvError::Lagged(_)) => present(&daemon),
-            };
-            futures_util::stream::iter(told)
-        });
-        Ok(Response::new(Box::pin(events)))
+        Ok(Response::new(Box::pin(events::stream(&self.0))))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: convert::metric_descriptors() }))
+        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: pod_metrics::descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        let mut pod_metrics = Vec::new();
-        for pod in sandbox::list(&self.0, &sandbox::Filter { ready: Some(true), ..sandbox::Filter::default() }) {
-            if let Ok(stats) = sandbox::stats(&self.0, &pod).await {
-                pod_metrics.push(convert::pod_metrics(&self.0, &pod, &stats));
-            }
-        }
+        let ready = sandbox::Filter { ready: Some(true), ..sandbox::Filter::default() };
+        let all = sandbox::stats::of_all(&self.0, sandbox::list(&self.0, &ready), Depth::Metrics).await?;
+        let of_all = move |daemon: &Daemon| {
+            let disk = pod_metrics::Disk::of(&daemon.images.usage().path);
+            Ok(all.iter().map(|(pod, own)| pod_metrics::pod(pod, own, &disk)).collect())
+        };
+        let pod_metrics = self.0.blocking(of_all).await?;
         Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
@@ -356,36 +341,4 @@ fn runtime_info(daemon: &Daemon) -> HashMap<String, String> {
         "network": daemon.network.info(),
     });
     HashMap::from([("config".to_owned(), info.to_string())])
-}
-
-fn event_response(daemon: &Daemon, event: &Event) -> ContainerEventResponse {
-    let kind = match event.kind {
-        Kind::Created => ContainerEventType::ContainerCreatedEvent,
-        Kind::Started => ContainerEventType::ContainerStartedEvent,
-        Kind::Stopped => ContainerEventType::ContainerStoppedEvent,
-        Kind::Deleted => ContainerEventType::ContainerDeletedEvent,
-    };
-    let containers = daemon.containers_of(&event.pod);
-    ContainerEventResponse {
-        container_id: event.container.clone(),
-        container_event_type: kind as i32,
-        created_at: event.at,
-        pod_sandbox_status: daemon.pods.find(&event.pod).map(|pod| convert::pod_status(&pod)),
-        containers_statuses: containers.iter().map(|container| convert::container_status(container)).collect(),
-    }
-}
-
-fn present(daemon: &Daemon) -> Vec<std::result::Result<ContainerEventResponse, Status>> {
-    let all = container::list(daemon, &container::Filter::default());
-    all.iter()
-        .map(|container| {
-            let kind = match container.state().phase {
-                container::Phase::Running => Kind::Started,
-                container::Phase::Exited => Kind::Stopped,
-                _ => Kind::Created,
-            };
-            let (container, pod) = (container.id().to_owned(), container.record.pod.clone());
-            Ok(event_response(daemon, &Event { kind, container, pod, at: crate::state::now() }))
-        })
-        .collect()
 }
