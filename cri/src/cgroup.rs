@@ -49,7 +49,8 @@ impl Cgroup {
             let dir = root.join(&self.0);
             return figures::unified(&|_, name| fs::read_to_string(dir.join(name)).ok(), huge_sizes());
         }
-        let read = |controller: &str, name: &str| fs::read_to_string(root.join(controller).join(&self.0).join(name)).ok();
+        let read =
+            |controller: &str, name: &str| fs::read_to_string(root.join(controller).join(&self.0).join(name)).ok();
         figures::separate(&read, huge_sizes())
     }
 
@@ -137,7 +138,10 @@ mod tests {
     fn both_drivers_have_their_paths() {
         let path = |parent, systemd| Cgroup::of_container(parent, "id", systemd).0;
         assert_eq!(path("/kubepods/podx", false), "kubepods/podx/id");
-        assert_eq!(path("kubepods-burstable-podx.slice", true), "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podx.slice/conward-id.scope");
+        assert_eq!(
+            path("kubepods-burstable-podx.slice", true),
+            "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podx.slice/conward-id.scope"
+        );
         assert_eq!(path("system.slice", true), "system.slice/conward-id.scope");
         assert_eq!(path("/a.slice/a-b.slice", true), "a.slice/a-b.slice/conward-id.scope");
         assert_eq!(path("", false), "id");

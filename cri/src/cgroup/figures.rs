@@ -305,12 +305,18 @@ mod tests {
     }
 
     const UNIFIED: &[(&str, &str)] = &[
-        ("cpu.stat", "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\nnice_usec 0\ncore_sched.force_idle_usec 0\nnr_periods 20\nnr_throttled 3\nthrottled_usec 7000\nnr_bursts 0\nburst_usec 0\n"),
+        (
+            "cpu.stat",
+            "usage_usec 1500000\nuser_usec 1000000\nsystem_usec 500000\nnice_usec 0\ncore_sched.force_idle_usec 0\nnr_periods 20\nnr_throttled 3\nthrottled_usec 7000\nnr_bursts 0\nburst_usec 0\n",
+        ),
         ("cpu.max", "20000 100000\n"),
         ("cpu.weight", "39\n"),
         ("memory.current", "104857600\n"),
         ("memory.peak", "120000000\n"),
-        ("memory.stat", "anon 41943040\nfile 52428800\nkernel 2097152\nkernel_stack 65536\nfile_mapped 1048576\ninactive_anon 1\nactive_anon 2\ninactive_file 31457280\nactive_file 20971520\npgfault 12345\npgmajfault 67\n"),
+        (
+            "memory.stat",
+            "anon 41943040\nfile 52428800\nkernel 2097152\nkernel_stack 65536\nfile_mapped 1048576\ninactive_anon 1\nactive_anon 2\ninactive_file 31457280\nactive_file 20971520\npgfault 12345\npgmajfault 67\n",
+        ),
         ("memory.events", "low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n"),
         ("memory.max", "209715200\n"),
         ("memory.low", "0\n"),
@@ -319,8 +325,14 @@ mod tests {
         ("pids.current", "5\n"),
         ("pids.max", "max\n"),
         ("io.stat", "254:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n7:1 \n"),
-        ("cpu.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=2000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1000\n"),
-        ("memory.pressure", "some avg10=1.00 avg60=0.50 avg300=0.10 total=30\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=20\n"),
+        (
+            "cpu.pressure",
+            "some avg10=0.00 avg60=0.00 avg300=0.00 total=2000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1000\n",
+        ),
+        (
+            "memory.pressure",
+            "some avg10=1.00 avg60=0.50 avg300=0.10 total=30\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=20\n",
+        ),
         ("hugetlb.2MB.current", "4194304\n"),
     ];
 
@@ -384,7 +396,10 @@ mod tests {
         ("cpu.shares", "1024\n"),
         ("memory.usage_in_bytes", "104857600\n"),
         ("memory.max_usage_in_bytes", "120000000\n"),
-        ("memory.stat", "cache 1\nrss 2\npgfault 3\ninactive_file 4\ntotal_cache 52428800\ntotal_rss 41943040\ntotal_mapped_file 1048576\ntotal_swap 4096\ntotal_pgfault 12345\ntotal_pgmajfault 67\ntotal_inactive_file 31457280\n"),
+        (
+            "memory.stat",
+            "cache 1\nrss 2\npgfault 3\ninactive_file 4\ntotal_cache 52428800\ntotal_rss 41943040\ntotal_mapped_file 1048576\ntotal_swap 4096\ntotal_pgfault 12345\ntotal_pgmajfault 67\ntotal_inactive_file 31457280\n",
+        ),
         ("memory.kmem.usage_in_bytes", "2097152\n"),
         ("memory.failcnt", "9\n"),
         ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"),
@@ -393,7 +408,10 @@ mod tests {
         ("memory.soft_limit_in_bytes", "9223372036854771712\n"),
         ("pids.current", "5\n"),
         ("pids.max", "100\n"),
-        ("blkio.throttle.io_service_bytes_recursive", "254:0 Read 4096\n254:0 Write 8192\n254:0 Total 12288\nTotal 12288\n"),
+        (
+            "blkio.throttle.io_service_bytes_recursive",
+            "254:0 Read 4096\n254:0 Write 8192\n254:0 Total 12288\nTotal 12288\n",
+        ),
         ("blkio.throttle.io_serviced_recursive", "254:0 Read 1\n254:0 Write 2\n254:0 Total 3\nTotal 3\n"),
         ("hugetlb.2MB.usage_in_bytes", "4194304\n"),
         ("hugetlb.2MB.max_usage_in_bytes", "8388608\n"),
@@ -402,12 +420,18 @@ mod tests {
     #[test]
     fn a_cgroup_of_v1() {
         let figures = separate(&files(SEPARATE), &sizes()).unwrap();
-        assert_eq!((figures.cpu.total, figures.cpu.user, figures.cpu.system), (1_500_000_001, 1_000_000_000, 500_000_001));
+        assert_eq!(
+            (figures.cpu.total, figures.cpu.user, figures.cpu.system),
+            (1_500_000_001, 1_000_000_000, 500_000_001)
+        );
         assert_eq!((figures.cpu.throttled, figures.cpu.quota, figures.cpu.shares), (7_000_000, None, 1024));
         let memory = &figures.memory;
         assert_eq!((memory.usage, memory.working_set, memory.rss), (100 << 20, 70 << 20, 40 << 20));
         assert_eq!((memory.faults, memory.major_faults, memory.limit_hits, memory.oom_kills), (12345, 67, 9, 1));
-        assert_eq!((memory.limit, memory.reservation, memory.swap, memory.swap_limit), (Some(200 << 20), None, Some(4096), Some(100 << 20)));
+        assert_eq!(
+            (memory.limit, memory.reservation, memory.swap, memory.swap_limit),
+            (Some(200 << 20), None, Some(4096), Some(100 << 20))
+        );
         assert_eq!(figures.pids, Pids { tasks: 5, limit: Some(100) });
         let disk = Io { major: 254, minor: 0, read_bytes: 4096, written_bytes: 8192, reads: 1, writes: 2 };
         assert_eq!(figures.io, [disk]);

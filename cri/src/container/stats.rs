@@ -93,7 +93,7 @@ fn read(daemon: &Daemon, container: &Container, layer: Option<Layer>, depth: Dep
     let used = cgroup.figures()?;
     let at = state::now();
     let nano_cores = container.rate.take(at, used.cpu.total);
-    let open = (depth == Depth::Metrics)
-        .then(|| Open { processes: cgroup.processes(), soft_limit: soft_open_files(pid) });
+    let open =
+        (depth == Depth::Metrics).then(|| Open { processes: cgroup.processes(), soft_limit: soft_open_files(pid) });
     Some(Stats { at, used, nano_cores, layer, open })
 }

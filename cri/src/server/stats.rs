@@ -51,11 +51,7 @@ fn memory(timestamp: i64, used: &Figures) -> MemoryUsage {
 fn swap(timestamp: i64, used: &Figures) -> Option<SwapUsage> {
     let usage = used.memory.swap?;
     let available = used.memory.swap_limit.map(|limit| limit.saturating_sub(usage));
-    Some(SwapUsage {
-        timestamp,
-        swap_available_bytes: available.and_then(number),
-        swap_usage_bytes: number(usage),
-    })
+    Some(SwapUsage { timestamp, swap_available_bytes: available.and_then(number), swap_usage_bytes: number(usage) })
 }
 
 fn writable_layer(layer: Layer, files: &PathBuf) -> FilesystemUsage {
