@@ -4,6 +4,8 @@ pub mod figures;
 mod parse;
 mod processes;
 mod rate;
+mod separate;
+mod unified;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,11 +49,11 @@ impl Cgroup {
         let root = Path::new(ROOT);
         if unified() {
             let dir = root.join(&self.0);
-            return figures::unified(&|_, name| fs::read_to_string(dir.join(name)).ok(), huge_sizes());
+            return unified::read(&|_, name| fs::read_to_string(dir.join(name)).ok(), huge_sizes());
         }
         let read =
             |controller: &str, name: &str| fs::read_to_string(root.join(controller).join(&self.0).join(name)).ok();
-        figures::separate(&read, huge_sizes())
+        separate::read(&read, huge_sizes())
     }
 
     /// How many processes are in it and those below it.

@@ -23,8 +23,8 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
-/// The interfaces in a network namespace but the loopback. There may be no process in it to ask by, so a thread enters it,
-/// and is never used for anything else.
+/// The interfaces in a network namespace but the loopback. There may be no process in it to ask by, so a thread enters
+/// it, and is never used for anything else.
 pub fn within(netns: &Path) -> Result<Vec<Interface>> {
     let doing = || format!("Failed to read the interfaces in {}", netns.display());
     let file = File::open(netns).context(doing)?;
@@ -66,8 +66,8 @@ mod tests {
 
     const TEXT: &str = "\
 Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo: 6225155928  260620    0    0    0     0          0         0 6225155928  260620    0    0    0     0       0          0
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier
+    lo: 6225155928 260620 0 0 0 0 0 0 6225155928 260620 0 0 0 0 0 0
   eth0: 10 2    3    4    0     0          0         0  50   6    7    8    0     0       0          0
 eth0:1:1 1 1 1 1 1 1 1 2 2 2 2 2 2 2 2
 broken: 1 2

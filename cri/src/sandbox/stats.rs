@@ -3,7 +3,7 @@
 //! A pod's own cgroup counts everything that was ever in it. Where the pod has none of its own, because nobody made one
 //! for it, the sum of its containers takes its place. A pod that is not ready uses nothing and has no network.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{Interface, Phase, Pod, interfaces};
@@ -36,10 +36,9 @@ pub async fn of(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<Stats> {
 
 /// What these pods use.
 pub async fn of_all(daemon: &Arc<Daemon>, pods: Vec<Arc<Pod>>, depth: Depth) -> Result<Vec<(Arc<Pod>, Stats)>> {
+    let wanted: HashSet<&str> = pods.iter().map(|pod| pod.id()).collect();
     let mut containers = daemon.containers.all();
-    let wanted = |pod: &str| pods.iter().any(|own| own.id() == pod);
-    // The rule of one pod is quick; for all of them it is not worth asking.
-    containers.retain(|one| PHASES.contains(&one.state().phase) && (pods.len() > 1 || wanted(&one.record.pod)));
+    containers.retain(|one| wanted.contains(one.record.pod.as_str()) && PHASES.contains(&one.state().phase));
     containers.sort_by_key(|container| container.record.created_at);
     let mut by_pod: HashMap<String, Vec<_>> = HashMap::new();
     for (container, stats) in container::stats::of_all(daemon, containers, depth).await? {

@@ -2,6 +2,7 @@
 
 mod convert;
 mod events;
+mod families;
 mod images;
 mod pod_metrics;
 mod runtime;

@@ -1,6 +1,6 @@
 //! From what containers and pods use to the messages of the CRI.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use k8s_cri::v1::*;
 
@@ -10,7 +10,7 @@ use crate::container::{self, Container, Layer};
 use crate::sandbox::{self, Interface, Pod};
 
 /// `files` is the file system that ImageFsInfo names: the writable layers are on the same.
-pub fn container_stats(container: &Container, stats: &container::stats::Stats, files: &PathBuf) -> ContainerStats {
+pub fn container_stats(container: &Container, stats: &container::stats::Stats, files: &Path) -> ContainerStats {
     let record = &container.record;
     ContainerStats {
         attributes: Some(ContainerAttributes {
@@ -54,7 +54,7 @@ fn swap(timestamp: i64, used: &Figures) -> Option<SwapUsage> {
     Some(SwapUsage { timestamp, swap_available_bytes: available.and_then(number), swap_usage_bytes: number(usage) })
 }
 
-fn writable_layer(layer: Layer, files: &PathBuf) -> FilesystemUsage {
+fn writable_layer(layer: Layer, files: &Path) -> FilesystemUsage {
     FilesystemUsage {
         timestamp: layer.at,
         fs_id: Some(FilesystemIdentifier { mountpoint: files.to_string_lossy().into_owned() }),
@@ -63,7 +63,7 @@ fn writable_layer(layer: Layer, files: &PathBuf) -> FilesystemUsage {
     }
 }
 
-pub fn pod_stats(pod: &Pod, stats: &sandbox::stats::Stats, files: &PathBuf) -> PodSandboxStats {
+pub fn pod_stats(pod: &Pod, stats: &sandbox::stats::Stats, files: &Path) -> PodSandboxStats {
     let containers = stats.containers.iter();
     PodSandboxStats {
         attributes: Some(PodSandboxAttributes {
