@@ -115,7 +115,14 @@ fn hierarchies(root: &Path) -> Vec<PathBuf> {
         return vec![root.to_owned()];
     }
     let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
-    entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir() && !path.is_symlink()).collect()
+    let dirs = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir() && !path.is_symlink());
+    dirs.filter(|path| is_hierarchy(path)).collect()
+}
+
+/// A directory on which no hierarchy is mounted holds plain files, if anything: they are not ours to remove.
+fn is_hierarchy(path: &Path) -> bool {
+    let kinds = [nix::sys::statfs::CGROUP_SUPER_MAGIC, nix::sys::statfs::CGROUP2_SUPER_MAGIC];
+    nix::sys::statfs::statfs(path).is_ok_and(|fs| kinds.contains(&fs.filesystem_type()))
 }
 
 /// Only directories can be removed; the files in them go by themselves.

@@ -1,7 +1,8 @@
 //! What containers use.
 //!
 //! A container has figures from its creation until its process has ended; lists leave out the others, as the kubelet
-//! does itself with ended ones. Whoever asks for an ended one by its id hears that it uses nothing but its writable layer.
+//! does itself with ended ones. Whoever asks for an ended one by its id hears that it uses nothing but its writable
+//! layer.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -593,6 +593,24 @@ def urls(s):
     s.remove_pod(pod)
 
 
+@case
+def pod_user_namespaces(s):
+    """User namespaces are refused, and not advertised, as long as there are none; nothing is left behind"""
+    t = s.types
+    handlers = s.runtime.Status(t.StatusRequest()).runtime_handlers
+    same("advertised", [handler.name for handler in handlers if handler.features.user_namespaces], [])
+    before = {pod.id for pod in s.pods()}
+    one = t.IDMapping(host_id=100000, container_id=0, length=65536)
+    user = t.UserNamespace(mode=t.POD, uids=[one], gids=[one])
+    with refused(Code.UNIMPLEMENTED, "ser namespaces"):
+        s.host_pod("userns", userns_options=user, network=t.POD)
+    with refused(Code.INVALID_ARGUMENT, "uids"):
+        s.host_pod("userns", userns_options=t.UserNamespace(mode=t.POD, gids=[one]), network=t.POD)
+    same("pods", {pod.id for pod in s.pods()}, before)
+    pod = s.host_pod("userns", userns_options=t.UserNamespace(mode=t.NODE))
+    s.remove_pod(pod)
+
+
 # ------------------------------------------------------------ figures and events
 
 
@@ -842,6 +860,48 @@ hugetlb_max_usage_bytes hugetlb_usage_bytes pressure_cpu_stalled_seconds_total p
 pressure_io_stalled_seconds_total pressure_io_waiting_seconds_total pressure_memory_stalled_seconds_total
 pressure_memory_waiting_seconds_total
 """.split()
+
+
+@case
+def stats_handlers(s):
+    """Every runtime's cgroups are found"""
+    names = [handler.name for handler in s.runtime.Status(s.types.StatusRequest()).runtime_handlers if handler.name]
+    check(names, "handlers")
+    for name in names:
+        pod = s.host_pod(f"stats-{name}", handler=name)
+        container = s.run(pod, "n=0; while [ $n -lt 20000 ]; do n=$((n+1)); done; exec sleep 1000")
+        until(lambda: own_stats(s, container).cpu.usage_core_nano_seconds.value > 1_000_000, f"CPU with {name}")
+        check(own_stats(s, container).memory.usage_bytes.value > 0, f"memory with {name}")
+        of_pod = s.runtime.PodSandboxStats(s.types.PodSandboxStatsRequest(pod_sandbox_id=pod[0])).stats.linux
+        same(f"processes with {name}", of_pod.process.process_count.value, 1)
+        s.remove_pod(pod)
+
+
+@case
+def stats_many(s):
+    """Lists of many containers with large writable layers do not wait for these, and other calls do not wait for lists"""
+    t = s.types
+    pod = s.host_pod("stats-many")
+    script = "mkdir /d; cd /d; n=0; while [ $n -lt 2000 ]; do n=$((n+1)); : >$n; done; echo ready; exec sleep 1000"
+    containers = [s.run(pod, script, name=f"one{number}") for number in range(10)]
+    until(lambda: all(b"ready" in s.said(container) for container in containers), "all files", 60)
+    ask = t.ListContainerStatsRequest(filter=t.ContainerStatsFilter(pod_sandbox_id=pod[0]))
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        began = time.monotonic()
+        lists = [pool.submit(s.runtime.ListContainerStats, ask, timeout=20) for _ in range(20)]
+        versions = []
+        while not all(one.done() for one in lists):
+            start = time.monotonic()
+            s.runtime.Version(t.VersionRequest(), timeout=5)
+            versions.append(time.monotonic() - start)
+        took = time.monotonic() - began
+    check(all(len(one.result().stats) == 10 for one in lists), "all are in every list")
+    check(took < 5, f"20 lists took {took:.2f} s")
+    check(max(versions) < 1, f"a call waited for {max(versions):.2f} s")
+    # The runtime adds what it mounts on.
+    until(lambda: all(2001 <= one.writable_layer.inodes_used.value < 2100 for one in s.runtime.ListContainerStats(ask).stats),
+          "all layers are measured", 30)
+    s.remove_pod(pod)
 
 
 @case
