@@ -7,6 +7,7 @@ mod rate;
 mod separate;
 mod unified;
 
+use std::fmt::{self, Display};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -29,6 +30,12 @@ pub fn unified() -> bool {
 /// One cgroup: a path from the root of the hierarchy, or of each of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup(String);
+
+impl Display for Cgroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}", self.0)
+    }
+}
 
 impl Cgroup {
     /// That of a container: `parent` is in the driver's notation.

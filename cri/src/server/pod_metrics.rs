@@ -3,9 +3,13 @@
 //! Each is defined once, with its labels and where its values come from, so that descriptors and metrics cannot differ.
 //! Values are whole numbers (the CRI has no others), times among them in seconds.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use k8s_cri::v1::*;
 
 use super::families::{FAMILIES, Family, Source};
+use crate::cgroup::Cgroup;
 use crate::container::{self, Container};
 use crate::sandbox::{self, Pod};
 
@@ -66,41 +70,58 @@ fn metric(family: &Family, base: &[String; 6], labels: Vec<String>, value: u64) 
     }
 }
 
-pub fn pod(pod: &Pod, stats: &sandbox::stats::Stats, disk: &Disk) -> PodSandboxMetrics {
-    let containers = stats.containers.iter().map(|(container, own)| of_container(pod, container, own, disk));
-    PodSandboxMetrics {
-        pod_sandbox_id: pod.id().to_owned(),
-        metrics: of_pod(pod, stats),
-        container_metrics: containers.collect(),
-    }
+/// All metrics. Pods that share a cgroup, as a pod and its restarted self may for a moment, have its figures once: the
+/// kubelet refuses everything when one metric comes twice.
+pub fn all(pods: &[(Arc<Pod>, sandbox::stats::Stats)], disk: &Disk, systemd: bool) -> Vec<PodSandboxMetrics> {
+    let mut known = HashSet::new();
+    let mut of = |pod: &Pod, stats: &sandbox::stats::Stats| {
+        let cgroup = Cgroup::of_parent(&pod.record.cgroup_parent, systemd).to_string();
+        let metadata = pod.record.config.metadata.clone().unwrap_or_default();
+        let whole = known.insert((cgroup.clone(), metadata.namespace, metadata.name));
+        let containers = stats.containers.iter();
+        let containers = containers.map(|(container, own)| of_container(pod, container, own, disk, systemd));
+        PodSandboxMetrics {
+            pod_sandbox_id: pod.id().to_owned(),
+            metrics: of_pod(pod, stats, cgroup, whole),
+            container_metrics: containers.collect(),
+        }
+    };
+    pods.iter().map(|(pod, stats)| of(pod, stats)).collect()
 }
 
 /// As cAdvisor has it, the figures of a whole pod name no container, so that sums over containers do not count them
 /// twice, and its network belongs to `POD`.
-fn of_pod(pod: &Pod, stats: &sandbox::stats::Stats) -> Vec<Metric> {
-    let whole = base(pod, "", "", "");
-    let network = base(pod, "POD", "", pod.id());
+fn of_pod(pod: &Pod, stats: &sandbox::stats::Stats, cgroup: String, with_figures: bool) -> Vec<Metric> {
+    let network = base(pod, "POD", cgroup.clone(), "", pod.id());
+    let whole = base(pod, "", cgroup, "", "");
     let mut all = Vec::new();
     for family in FAMILIES {
         match family.rows {
-            Source::Used(rows) => {
+            Source::Used(rows) if with_figures => {
                 all.extend(rows(&stats.used).into_iter().map(|(labels, value)| metric(family, &whole, labels, value)))
             }
             Source::Network(value) => {
                 let links = stats.network.iter().flatten();
                 all.extend(links.map(|link| metric(family, &network, vec![link.name.clone()], value(link))));
             }
-            Source::Container(_) | Source::Disk(_) | Source::WrittenTo(_) => {}
+            Source::Used(_) | Source::Container(_) | Source::Disk(_) | Source::WrittenTo(_) => {}
         }
     }
     all
 }
 
-fn of_container(pod: &Pod, container: &Container, stats: &container::stats::Stats, disk: &Disk) -> ContainerMetrics {
+fn of_container(
+    pod: &Pod,
+    container: &Container,
+    stats: &container::stats::Stats,
+    disk: &Disk,
+    systemd: bool,
+) -> ContainerMetrics {
     let record = &container.record;
     let name = record.config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
     let image = record.config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
-    let base = base(pod, &name, &image, container.id());
+    let cgroup = Cgroup::of_container(&pod.record.cgroup_parent, container.id(), systemd).to_string();
+    let base = base(pod, &name, cgroup, &image, container.id());
     let mut metrics = Vec::new();
     for family in FAMILIES {
         let rows = match family.rows {
@@ -115,18 +136,14 @@ fn of_container(pod: &Pod, container: &Container, stats: &container::stats::Stat
     ContainerMetrics { container_id: container.id().to_owned(), metrics }
 }
 
-/// The values of the labels that all have; `id` is the cgroup's path, which begins with that of the pod.
-fn base(pod: &Pod, container: &str, image: &str, name: &str) -> [String; 6] {
+/// The values of the labels that all have; cAdvisor's ids are the paths of cgroups.
+fn base(pod: &Pod, container: &str, cgroup: String, image: &str, name: &str) -> [String; 6] {
     let metadata = pod.record.config.metadata.clone().unwrap_or_default();
-    let parent = format!("/{}", pod.record.cgroup_parent.trim_matches('/'));
-    let id = if container.is_empty() || container == "POD" { parent } else { format!("{parent}/{name}") };
-    [container.to_owned(), id, image.to_owned(), name.to_owned(), metadata.namespace, metadata.name]
+    [container.to_owned(), cgroup, image.to_owned(), name.to_owned(), metadata.namespace, metadata.name]
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[test]

@@ -302,7 +302,7 @@ impl RuntimeService for Service {
         let all = sandbox::stats::of_all(&self.0, sandbox::list(&self.0, &ready), Depth::Metrics).await?;
         let of_all = move |daemon: &Daemon| {
             let disk = pod_metrics::Disk::of(&daemon.images.usage().path);
-            Ok(all.iter().map(|(pod, own)| pod_metrics::pod(pod, own, &disk)).collect())
+            Ok(pod_metrics::all(&all, &disk, daemon.systemd))
         };
         let pod_metrics = self.0.blocking(of_all).await?;
         Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics }))
