@@ -8,6 +8,7 @@ use crate::container::{self, Container};
 use crate::error::{Context, Error, Result};
 use crate::events::Events;
 use crate::image::Store;
+use crate::metrics::Calls;
 use crate::monitor::Monitors;
 use crate::names::Names;
 use crate::network::Network;
@@ -43,6 +44,7 @@ pub struct Daemon {
     pub pod_names: Arc<Names>,
     pub container_names: Arc<Names>,
     pub events: Events,
+    pub calls: Arc<Calls>,
     /// Set once, when it listens.
     pub streaming: OnceLock<Streaming>,
 }
@@ -67,9 +69,11 @@ impl Daemon {
             pod_names: Arc::default(),
             container_names: Arc::default(),
             events: Events::default(),
+            calls: Arc::default(),
             streaming: OnceLock::new(),
             config,
         });
+        daemon.events.know(&daemon);
         container::restore::restore(&daemon).await?;
         sandbox::restore::restore(&daemon).await?;
         Ok(daemon)

@@ -11,7 +11,6 @@ pub mod container;
 pub mod daemon;
 pub mod error;
 pub mod events;
-pub mod figures;
 pub mod image;
 pub mod metrics;
 pub mod monitor;

@@ -13,9 +13,14 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use crate::container::Phase;
 use crate::daemon::Daemon;
 use crate::error::{Context, Result};
-use crate::{container, sandbox};
+use crate::sandbox;
+
+mod calls;
+
+pub use calls::{Calls, Counted};
 
 /// Listens on the configured address, if there is one.
 pub async fn serve(daemon: &Arc<Daemon>) -> Result<()> {
@@ -27,6 +32,7 @@ pub async fn serve(daemon: &Arc<Daemon>) -> Result<()> {
     let listener = tokio::net::TcpListener::bind(address).await.context(doing)?;
     tracing::info!(address = %listener.local_addr().context(doing)?, "metrics");
     let mut registry = Registry::default();
+    daemon.calls.register(&mut registry);
     registry.register_collector(Box::new(Figures(Arc::clone(daemon))));
     let registry = Arc::new(registry);
     tokio::spawn(async move {
@@ -66,15 +72,26 @@ impl Collector for Figures {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         let pods = self.0.pods.all();
         let ready = pods.iter().filter(|pod| pod.state().phase == sandbox::Phase::Ready).count();
-        let containers = self.0.containers.all();
-        let in_phase = |phase| containers.iter().filter(|container| container.state().phase == phase).count();
+        let phases: Vec<Phase> = self.0.containers.all().iter().map(|container| container.state().phase).collect();
+        let of = |wanted: &[Phase]| phases.iter().filter(|phase| wanted.contains(phase)).count() as u64;
+        let (own, memory) = (Process::own(), private_memory());
         let rows = [
-            ("conward_pods", "Pods, ready or not", pods.len()),
-            ("conward_pods_ready", "Pods that are ready", ready),
-            ("conward_containers", "Containers in any state", containers.len()),
-            ("conward_containers_running", "Containers that run", in_phase(container::Phase::Running)),
-            ("conward_containers_exited", "Containers that have ended", in_phase(container::Phase::Exited)),
-            ("conward_containers_lost", "Containers without their monitor", in_phase(container::Phase::Lost)),
+            ("conward_pods", "Pods, ready or not", pods.len() as u64),
+            ("conward_pods_ready", "Pods that are ready", ready as u64),
+            ("conward_containers", "Containers in any state", phases.len() as u64),
+            ("conward_containers_running", "Containers that run", of(&[Phase::Running])),
+            ("conward_containers_exited", "Containers that have ended", of(&[Phase::Exited])),
+            ("conward_containers_lost", "Containers without their monitor", of(&[Phase::Lost])),
+            (
+                "conward_monitors",
+                "Monitors, one for each container that has not ended",
+                of(&[Phase::Created, Phase::Running]),
+            ),
+            ("conward_image_store_bytes", "Size of all images", self.0.images.usage().bytes),
+            ("conward_private_memory_bytes", "Memory of this program that it shares with no other", memory),
+            ("process_resident_memory_bytes", "Memory of this program", own.resident),
+            ("process_threads", "Threads of this program", own.threads),
+            ("process_open_fds", "Files that this program has open", own.files),
         ];
         for (name, help, count) in rows {
             let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
@@ -82,5 +99,52 @@ impl Collector for Figures {
             gauge.encode(metric)?;
         }
         Ok(())
+    }
+}
+
+/// What this program uses.
+#[derive(Debug, Default)]
+struct Process {
+    resident: u64,
+    threads: u64,
+    files: u64,
+}
+
+impl Process {
+    fn own() -> Process {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        Process {
+            resident: sum(&status, "VmRSS") * 1024,
+            threads: sum(&status, "Threads"),
+            files: std::fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64),
+        }
+    }
+}
+
+fn private_memory() -> u64 {
+    sum(&std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default(), "Private_") * 1024
+}
+
+/// The sum of all lines `KEY...: NUMBER ...`.
+fn sum(text: &str, key: &str) -> u64 {
+    let lines = text.lines().filter(|line| line.starts_with(key)).filter_map(|line| line.split_once(':'));
+    lines.filter_map(|(_, rest)| rest.split_whitespace().next()?.parse::<u64>().ok()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_of_lines() {
+        let text = "Rss: 9 kB\nPrivate_Clean:   3 kB\nPrivate_Dirty: 4 kB\nPrivate_Hugetlb: x kB\n";
+        assert_eq!((sum(text, "Private_"), sum(text, "Rss"), sum(text, "None")), (7, 9, 0));
+    }
+
+    #[test]
+    fn this_program_uses_something() {
+        let own = Process::own();
+        assert!(own.resident > 0 && own.threads > 0 && own.files > 0, "{own:?}");
+        assert!(private_memory() > 0);
     }
 }

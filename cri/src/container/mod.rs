@@ -8,6 +8,7 @@ mod end;
 mod exec;
 mod facts;
 mod host;
+mod layer;
 mod list;
 mod log;
 mod relabel;
@@ -28,12 +29,14 @@ use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::cgroup::Rate;
 use crate::error::{Error, Result};
 use crate::state;
 
 pub use attach::attach;
 pub use create::create;
 pub use exec::{Wish, exec, exec_sync};
+pub use layer::Layer;
 pub use list::{Filter, list, matching};
 pub use log::reopen_log;
 pub use remove::remove;
@@ -104,7 +107,10 @@ pub struct Container {
     pub ended: watch::Sender<bool>,
     /// One change at a time; never held while somebody waits for an end.
     pub turn: tokio::sync::Mutex<()>,
-    usage: stats::Known,
+    /// What it uses of the CPU.
+    rate: Rate,
+    /// The size of its writable layer.
+    layer: layer::Memo,
     dirs: Dirs,
 }
 
@@ -156,14 +162,9 @@ impl Container {
 
     fn new(record: Record, state: State, dirs: Dirs) -> Container {
         let ended = watch::Sender::new(matches!(state.phase, Phase::Exited));
-        Container {
-            record,
-            state: Mutex::new(state),
-            ended,
-            turn: tokio::sync::Mutex::default(),
-            usage: stats::Known::default(),
-            dirs,
-        }
+        let turn = tokio::sync::Mutex::default();
+        let (rate, layer) = (Rate::default(), layer::Memo::default());
+        Container { record, state: Mutex::new(state), ended, turn, rate, layer, dirs }
     }
 
     /// The same container with what its set-up found out.

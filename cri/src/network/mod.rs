@@ -72,7 +72,7 @@ struct Attachment {
 }
 
 /// The interface within the pod.
-const INTERFACE: &str = "eth0";
+pub const INTERFACE: &str = "eth0";
 
 impl Network {
     pub fn new(config: &Config) -> Result<Network> {

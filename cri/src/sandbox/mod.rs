@@ -4,13 +4,14 @@
 //! its containers share a pid namespace.
 
 pub mod dns;
+mod interfaces;
 mod list;
 pub mod namespaces;
 mod port_forward;
 mod remove;
 pub mod restore;
 mod run;
-mod stats;
+pub mod stats;
 mod status;
 mod stop;
 
@@ -22,19 +23,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use k8s_cri::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Rate;
 use crate::config::Config;
 use crate::error::{Context, Result};
-use crate::figures::Rate;
 use crate::network::{PodNetwork, PortMapping};
 
 use crate::state;
 
 pub use dns::Dns;
+pub use interfaces::Interface;
 pub use list::{Filter, list, matching};
 pub use port_forward::netns;
 pub use remove::remove;
 pub use run::run;
-pub use stats::{Stats, stats};
 pub use status::status;
 pub use stop::{stop, unmake};
 
@@ -77,6 +78,7 @@ pub struct Pod {
     pub turn: tokio::sync::Mutex<()>,
     /// Read while a container is made in it; to remove it, that has to be over.
     pub making: tokio::sync::RwLock<()>,
+    /// What it uses of the CPU.
     rate: Rate,
     dirs: Dirs,
 }

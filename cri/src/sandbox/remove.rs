@@ -6,7 +6,6 @@ use super::{Pod, stop};
 use crate::container;
 use crate::daemon::{Daemon, whole};
 use crate::error::Result;
-use crate::events::Kind;
 use crate::{cgroup, state};
 
 /// Stops a pod if need be, and removes it with its containers. One that is not there is fine.
@@ -27,7 +26,7 @@ async fn remove_it(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
         return Ok(());
     }
     forget(daemon, pod).await?;
-    daemon.events.tell(Kind::Deleted, pod.id(), pod.id());
+    daemon.events.gone(pod);
     Ok(())
 }
 

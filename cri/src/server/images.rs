@@ -45,7 +45,9 @@ impl ImageService for Service {
             auth: auth.auth,
             registry_token: auth.registry_token,
         });
-        let image = self.0.images.pull(&name, auth).await?;
+        let image = self.0.images.pull(&name, auth).await.map_err(Status::from);
+        self.0.calls.pulled(image.as_ref().map_or_else(Status::code, |_| tonic::Code::Ok));
+        let image = image?;
         let image_ref = image.digests.first().cloned().unwrap_or(image.id);
         Ok(Response::new(PullImageResponse { image_ref }))
     }

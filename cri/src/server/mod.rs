@@ -1,7 +1,10 @@
 //! The two gRPC services: requests in, the domain called, answers out.
 
 mod convert;
+mod events;
+mod families;
 mod images;
+mod pod_metrics;
 mod runtime;
 mod stats;
 
@@ -19,6 +22,7 @@ use tonic::transport::Server;
 
 use crate::daemon::Daemon;
 use crate::error::{Context, Error, Result};
+use crate::metrics::Counted;
 
 /// What clients of the CRI take and send in one message.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -48,12 +52,15 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
 
 /// Serves until `stop` is done; calls that are under way are finished.
 pub async fn serve(daemon: Arc<Daemon>, listener: UnixListener, stop: impl Future<Output = ()>) -> Result<()> {
+    let calls = Arc::clone(&daemon.calls);
     let service = Service(daemon);
     let runtime = RuntimeServiceServer::new(service.clone());
     let images = ImageServiceServer::new(service);
+    let runtime = runtime.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX);
+    let images = images.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX);
     Server::builder()
-        .add_service(runtime.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX))
-        .add_service(images.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX))
+        .add_service(Counted::new(runtime, &calls))
+        .add_service(Counted::new(images, &calls))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
         .context(|| "The gRPC server ended")

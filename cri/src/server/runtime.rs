@@ -4,17 +4,15 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
+use futures_util::Stream;
 use k8s_cri::v1::runtime_service_server::RuntimeService;
 use k8s_cri::v1::*;
-use tokio_stream::wrappers::BroadcastStream;
-use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use tonic::{Request, Response, Status};
 
-use super::{Service, convert, stats};
+use super::{Service, convert, events, pod_metrics, stats};
+use crate::container::stats::Depth;
 use crate::daemon::Daemon;
 use crate::error::Error;
-use crate::events::{Event, Kind};
 use crate::{container, sandbox};
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -56,15 +54,8 @@ fn stats_filter(filter: Option<ContainerStatsFilter>) -> container::Filter {
     container::Filter {
         id: filter.id,
         pod: filter.pod_sandbox_id,
-        phases: Some(vec![container::Phase::Running]),
+        phases: Some(container::stats::PHASES.into()),
         labels: filter.label_selector,
-    }
-}
-
-impl Service {
-    /// The file system of images and writable layers, as statistics name it.
-    fn root(&self) -> String {
-        self.0.images.usage().path.to_string_lossy().into_owned()
     }
 }
 
@@ -219,10 +210,9 @@ impl RuntimeService for Service {
 
     async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
         let container = self.0.container(&request.into_inner().container_id)?;
-        let looked = container::stats::of(&self.0, &container).await?;
-        Ok(Response::new(ContainerStatsResponse {
-            stats: Some(stats::of_container(&container, &looked, &self.root())),
-        }))
+        let own = container::stats::of(&self.0, &container).await?;
+        let own = stats::container_stats(&container, &own, &self.0.images.usage().path);
+        Ok(Response::new(ContainerStatsResponse { stats: Some(own) }))
     }
 
     async fn list_container_stats(
@@ -230,20 +220,17 @@ impl RuntimeService for Service {
         request: Request<ListContainerStatsRequest>,
     ) -> Answer<ListContainerStatsResponse> {
         let found = container::list(&self.0, &stats_filter(request.into_inner().filter));
-        let (root, mut all) = (self.root(), Vec::new());
-        for container in found {
-            // One that ends just now has none.
-            if let Ok(own) = container::stats::of(&self.0, &container).await {
-                all.push(stats::of_container(&container, &own, &root));
-            }
-        }
-        Ok(Response::new(ListContainerStatsResponse { stats: all }))
+        let all = container::stats::of_all(&self.0, found, Depth::Stats).await?;
+        let files = self.0.images.usage().path;
+        let stats = all.iter().map(|(container, own)| stats::container_stats(container, own, &files)).collect();
+        Ok(Response::new(ListContainerStatsResponse { stats }))
     }
 
     async fn pod_sandbox_stats(&self, request: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
         let pod = self.0.pod(&request.into_inner().pod_sandbox_id)?;
-        let looked = sandbox::stats(&self.0, &pod).await?;
-        Ok(Response::new(PodSandboxStatsResponse { stats: Some(stats::of_pod(&pod, &looked, &self.root())) }))
+        let own = sandbox::stats::of(&self.0, &pod).await?;
+        let own = stats::pod_stats(&pod, &own, &self.0.images.usage().path);
+        Ok(Response::new(PodSandboxStatsResponse { stats: Some(own) }))
     }
 
     async fn list_pod_sandbox_stats(
@@ -252,13 +239,10 @@ impl RuntimeService for Service {
     ) -> Answer<ListPodSandboxStatsResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
         let filter = sandbox::Filter { id: filter.id, ready: Some(true), labels: filter.label_selector };
-        let (root, mut all) = (self.root(), Vec::new());
-        for pod in sandbox::list(&self.0, &filter) {
-            if let Ok(own) = sandbox::stats(&self.0, &pod).await {
-                all.push(stats::of_pod(&pod, &own, &root));
-            }
-        }
-        Ok(Response::new(ListPodSandboxStatsResponse { stats: all }))
+        let all = sandbox::stats::of_all(&self.0, sandbox::list(&self.0, &filter), Depth::Stats).await?;
+        let files = self.0.images.usage().path;
+        let stats = all.iter().map(|(pod, own)| stats::pod_stats(pod, own, &files)).collect();
+        Ok(Response::new(ListPodSandboxStatsResponse { stats }))
     }
 
     async fn update_runtime_config(
@@ -300,35 +284,27 @@ impl RuntimeService for Service {
         Pin<Box<dyn Stream<Item = std::result::Result<ContainerEventResponse, Status>> + Send>>;
 
     async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
-        let daemon = self.0.clone();
-        let events = BroadcastStream::new(daemon.events.listen()).flat_map(move |event| {
-            let told = match event {
-                Ok(event) => vec![Ok(event_response(&daemon, &event))],
-                // What was missed is made up for by the state that there is now.
-                Err(BroadcastStreamRecvError::Lagged(_)) => present(&daemon),
-            };
-            futures_util::stream::iter(told)
-        });
-        Ok(Response::new(Box::pin(events)))
+        Ok(Response::new(Box::pin(events::stream(&self.0))))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: stats::descriptors() }))
+        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: pod_metrics::descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        let (root, mut pod_metrics) = (self.root(), Vec::new());
-        for pod in sandbox::list(&self.0, &sandbox::Filter { ready: Some(true), ..sandbox::Filter::default() }) {
-            if let Ok(looked) = sandbox::stats(&self.0, &pod).await {
-                pod_metrics.push(stats::metrics(&pod, &looked, &root));
-            }
-        }
+        let ready = sandbox::Filter { ready: Some(true), ..sandbox::Filter::default() };
+        let all = sandbox::stats::of_all(&self.0, sandbox::list(&self.0, &ready), Depth::Metrics).await?;
+        let of_all = move |daemon: &Daemon| {
+            let disk = pod_metrics::Disk::of(&daemon.images.usage().path);
+            Ok(pod_metrics::all(&all, &disk, daemon.systemd))
+        };
+        let pod_metrics = self.0.blocking(of_all).await?;
         Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
@@ -365,36 +341,4 @@ fn runtime_info(daemon: &Daemon) -> HashMap<String, String> {
         "network": daemon.network.info(),
     });
     HashMap::from([("config".to_owned(), info.to_string())])
-}
-
-fn event_response(daemon: &Daemon, event: &Event) -> ContainerEventResponse {
-    let kind = match event.kind {
-        Kind::Created => ContainerEventType::ContainerCreatedEvent,
-        Kind::Started => ContainerEventType::ContainerStartedEvent,
-        Kind::Stopped => ContainerEventType::ContainerStoppedEvent,
-        Kind::Deleted => ContainerEventType::ContainerDeletedEvent,
-    };
-    let containers = daemon.containers_of(&event.pod);
-    ContainerEventResponse {
-        container_id: event.container.clone(),
-        container_event_type: kind as i32,
-        created_at: event.at,
-        pod_sandbox_status: daemon.pods.find(&event.pod).map(|pod| convert::pod_status(&pod)),
-        containers_statuses: containers.iter().map(|container| convert::container_status(container)).collect(),
-    }
-}
-
-fn present(daemon: &Daemon) -> Vec<std::result::Result<ContainerEventResponse, Status>> {
-    let all = container::list(daemon, &container::Filter::default());
-    all.iter()
-        .map(|container| {
-            let kind = match container.state().phase {
-                container::Phase::Running => Kind::Started,
-                container::Phase::Exited => Kind::Stopped,
-                _ => Kind::Created,
-            };
-            let (container, pod) = (container.id().to_owned(), container.record.pod.clone());
-            Ok(event_response(daemon, &Event { kind, container, pod, at: crate::state::now() }))
-        })
-        .collect()
 }
