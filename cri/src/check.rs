@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use k8s_cri::v1::image_service_client::ImageServiceClient;
@@ -17,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the container says, and what it is asked.
 const SCRIPT: &str = "echo hello from $(hostname), process $$; echo this went to stderr >&2; exec sleep 1000";
-const QUESTION: [&str; 3] = ["/bin/sh", "-c", "echo $(id -un) on $(uname -s), addresses: $(hostname -i)"];
+const QUESTION: [&str; 3] =
+    ["/bin/sh", "-c", "read first < /proc/1/comm; echo $(id -un) on $(hostname), where process 1 is $first"];
 
 /// Runs a pod with a container of `image` and tells what it sees; the pod's id. It is removed again unless it is kept.
 pub async fn check(socket: &Path, image: &str, host_network: bool, keep: bool) -> Result<String> {
@@ -38,7 +39,12 @@ pub async fn remove(socket: &Path, pod: &str) -> Result<()> {
     Client::connect(socket).await?.remove(pod).await
 }
 
+/// Marks the pods that were made here.
+const LABEL: &str = "conward.check";
+
 struct Client {
+    /// Where logs are: beside the socket, where nobody but the server's user writes.
+    logs: PathBuf,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
 }
@@ -66,7 +72,11 @@ impl Client {
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         };
-        Ok(Client { runtime: RuntimeServiceClient::new(channel.clone()), images: ImageServiceClient::new(channel) })
+        Ok(Client {
+            logs: socket.parent().unwrap_or(Path::new("/")).to_owned(),
+            runtime: RuntimeServiceClient::new(channel.clone()),
+            images: ImageServiceClient::new(channel),
+        })
     }
 
     async fn introduce(&mut self) -> Result<()> {
@@ -92,7 +102,13 @@ impl Client {
         Ok(())
     }
 
-    fn config(host_network: bool) -> PodSandboxConfig {
+    fn logs(&self, uid: &str) -> PathBuf {
+        self.logs.join(format!("check-{uid}"))
+    }
+
+    fn config(&self, host_network: bool) -> PodSandboxConfig {
+        let uid = std::process::id().to_string();
+        let logs = self.logs(&uid);
         let network = if host_network { NamespaceMode::Node } else { NamespaceMode::Pod };
         let options = NamespaceOption {
             network: network as i32,
@@ -102,26 +118,18 @@ impl Client {
         let context =
             LinuxSandboxSecurityContext { namespace_options: Some(options), ..LinuxSandboxSecurityContext::default() };
         PodSandboxConfig {
-            metadata: Some(PodSandboxMetadata {
-                name: "check".into(),
-                uid: std::process::id().to_string(),
-                namespace: "conward".into(),
-                attempt: 0,
-            }),
+            metadata: Some(PodSandboxMetadata { name: "check".into(), uid, namespace: "conward".into(), attempt: 0 }),
             hostname: if host_network { String::new() } else { "check".into() },
-            log_directory: std::env::temp_dir()
-                .join(format!("conward-check-{}", std::process::id()))
-                .to_string_lossy()
-                .into(),
+            log_directory: logs.to_string_lossy().into(),
             linux: Some(LinuxPodSandboxConfig { security_context: Some(context), ..LinuxPodSandboxConfig::default() }),
-            labels: HashMap::from([("conward.check".to_owned(), "true".to_owned())]),
+            labels: HashMap::from([(LABEL.to_owned(), "true".to_owned())]),
             ..PodSandboxConfig::default()
         }
     }
 
     async fn pod(&mut self, host_network: bool) -> Result<String> {
         let begun = Instant::now();
-        let config = Client::config(host_network);
+        let config = self.config(host_network);
         std::fs::create_dir_all(&config.log_directory)
             .context(|| format!("Failed to make {}", config.log_directory))?;
         let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
@@ -160,7 +168,7 @@ impl Client {
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.to_owned(),
             config: Some(config),
-            sandbox_config: Some(Client::config(host_network)),
+            sandbox_config: Some(self.config(host_network)),
         };
         let created = self.runtime.create_container(request).await.map_err(said("CreateContainer"))?.into_inner();
         let id = created.container_id;
@@ -201,11 +209,29 @@ impl Client {
 
     async fn remove(&mut self, pod: &str) -> Result<()> {
         let begun = Instant::now();
+        let logs = self.logs_of(pod).await?;
         let request = StopPodSandboxRequest { pod_sandbox_id: pod.to_owned() };
         self.runtime.stop_pod_sandbox(request).await.map_err(said("StopPodSandbox"))?;
         let request = RemovePodSandboxRequest { pod_sandbox_id: pod.to_owned() };
         self.runtime.remove_pod_sandbox(request).await.map_err(said("RemovePodSandbox"))?;
         show(&format!("pod {pod} is removed, after {} ms", begun.elapsed().as_millis()));
-        Ok(())
+        match std::fs::remove_dir_all(&logs) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::failed(format!("Failed to remove the logs in {}: {error}", logs.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where a pod of this command has its logs. The pods of others are theirs to remove.
+    async fn logs_of(&mut self, pod: &str) -> Result<PathBuf> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: false };
+        let status = self.runtime.pod_sandbox_status(request).await.map_err(said("PodSandboxStatus"))?.into_inner();
+        let status = status.status.unwrap_or_default();
+        let uid = status.metadata.unwrap_or_default().uid;
+        if !status.labels.contains_key(LABEL) || !uid.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(Error::invalid(format!("Pod {pod} was not made by check: it is left alone")));
+        }
+        Ok(self.logs(&uid))
     }
 }

@@ -90,7 +90,7 @@ pub fn lay_out(daemon: &Arc<Daemon>, pod: &Arc<Pod>, container: &Arc<Container>,
         // Only a namespace of the pod's own has a name to set.
         hostname: if pod.on_host_network() { String::new() } else { host_name.clone() },
         host_name,
-        cgroups_path: cgroups_path(daemon, pod, container.id()),
+        cgroups_path: cgroups_path(&pod.record.cgroup_parent, container.id(), daemon.systemd),
         namespaces: namespaces(daemon, pod, &context)?,
         files: files(pod),
         shm: own_ipc(pod).then(|| pod.run_dir().join("shm")),
@@ -166,9 +166,14 @@ fn hostname(pod: &Pod) -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-fn cgroups_path(daemon: &Daemon, pod: &Pod, id: &str) -> String {
-    let parent = &pod.record.cgroup_parent;
-    if daemon.systemd { format!("{}:conward:{id}", parent.trim_start_matches('/')) } else { format!("{parent}/{id}") }
+/// As runtimes take it: a path, or, where systemd makes cgroups, `SLICE:PREFIX:NAME` with the slice's name alone, which
+/// says where it is. Kubelets give the path of the slice.
+fn cgroups_path(parent: &str, id: &str, systemd: bool) -> String {
+    if !systemd {
+        return format!("{parent}/{id}");
+    }
+    let slice = parent.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    format!("{slice}:conward:{id}")
 }
 
 fn own_ipc(pod: &Pod) -> bool {
@@ -249,5 +254,13 @@ mod tests {
         ] {
             assert_eq!(signal(word), number, "{word}");
         }
+    }
+
+    #[test]
+    fn runtimes_take_the_name_of_a_slice() {
+        let path = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podx.slice";
+        assert_eq!(cgroups_path(path, "c", true), "kubepods-burstable-podx.slice:conward:c");
+        assert_eq!(cgroups_path("system.slice", "c", true), "system.slice:conward:c");
+        assert_eq!(cgroups_path("/kubepods/podx", "c", false), "/kubepods/podx/c");
     }
 }

@@ -47,6 +47,8 @@ pub fn built_in(subnet: &str) -> Chain {
         "plugins": [
             {
                 "type": "bridge", "bridge": "conward0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+                // A kubelet may give the node another subnet.
+                "forceAddress": true,
                 "ipam": {
                     "type": "host-local",
                     "ranges": [[{ "subnet": subnet }]],

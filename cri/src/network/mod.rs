@@ -58,6 +58,8 @@ pub struct Network {
     cache: PathBuf,
     /// The subnet of the built-in bridge, as the kubelet may have changed it.
     subnet: RwLock<String>,
+    /// Remembers that subnet: the kubelet need not tell it again to a server that was restarted.
+    subnet_file: PathBuf,
 }
 
 /// How a pod was attached: everything that undoing it takes.
@@ -78,8 +80,10 @@ impl Network {
     pub fn new(config: &Config) -> Result<Network> {
         let cache = config.root.join("network");
         std::fs::create_dir_all(&cache).context(|| format!("Failed to make {}", cache.display()))?;
-        let subnet = RwLock::new(config.network.bridge_subnet.clone());
-        Ok(Network { settings: config.network.clone(), cache, subnet })
+        let subnet_file = config.root.join("pod-cidr.json");
+        let subnet =
+            if subnet_file.exists() { state::read(&subnet_file)? } else { config.network.bridge_subnet.clone() };
+        Ok(Network { settings: config.network.clone(), cache, subnet: RwLock::new(subnet), subnet_file })
     }
 
     /// Says why pods could not be attached now.
@@ -146,7 +150,11 @@ impl Network {
         if !valid {
             return Err(Error::invalid(format!("Bad pod CIDR {cidr:?}")));
         }
-        first.clone_into(&mut self.subnet.write().unwrap_or_else(PoisonError::into_inner));
+        let mut subnet = self.subnet.write().unwrap_or_else(PoisonError::into_inner);
+        if *subnet != first {
+            state::write(&self.subnet_file, &first)?;
+            first.clone_into(&mut subnet);
+        }
         Ok(())
     }
 

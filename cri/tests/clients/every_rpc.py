@@ -7,6 +7,7 @@ Environment: CONWARD_CRI (program), CRI_PROTO (the CRI's definition). cri/tests/
 
 import concurrent.futures
 import contextlib
+import ipaddress
 import json
 import os
 import pathlib
@@ -73,12 +74,31 @@ def status(s):
 
 @case
 def runtime_config(s):
-    """RuntimeConfig names the cgroup driver; UpdateRuntimeConfig is taken"""
-    driver = s.runtime.RuntimeConfig(s.types.RuntimeConfigRequest()).linux.cgroup_driver
-    same("driver", driver, s.types.CGROUPFS)
-    network = s.types.NetworkConfig(pod_cidr="10.99.0.0/24")
-    request = s.types.UpdateRuntimeConfigRequest(runtime_config=s.types.RuntimeConfig(network_config=network))
-    s.runtime.UpdateRuntimeConfig(request)
+    """RuntimeConfig names the cgroup driver; UpdateRuntimeConfig gives pods another subnet, also after a restart"""
+    t = s.types
+    driver = s.runtime.RuntimeConfig(t.RuntimeConfigRequest()).linux.cgroup_driver
+    same("driver", driver, t.CGROUPFS)
+
+    def give(cidr):
+        config = t.RuntimeConfig(network_config=t.NetworkConfig(pod_cidr=cidr))
+        s.runtime.UpdateRuntimeConfig(t.UpdateRuntimeConfigRequest(runtime_config=config))
+
+    def address(name):
+        pod = s.pod(name)
+        status = s.runtime.PodSandboxStatus(t.PodSandboxStatusRequest(pod_sandbox_id=pod[0])).status
+        s.remove_pod(pod)
+        return ipaddress.ip_address(status.network.ip)
+
+    with refused(Code.INVALID_ARGUMENT, "10.99.0.0/33"):
+        give("10.99.0.0/33")
+    before = address("subnet-before")
+    check(before not in ipaddress.ip_network("10.99.0.0/24"), f"{before} is of the subnet from before")
+    give("10.99.0.0/24")
+    check(address("subnet-given") in ipaddress.ip_network("10.99.0.0/24"), "the address is of the given subnet")
+    s.stop(signal.SIGKILL)
+    s.start()
+    check(address("subnet-again") in ipaddress.ip_network("10.99.0.0/24"), "it is remembered")
+    give("10.88.0.0/16")
 
 
 @case

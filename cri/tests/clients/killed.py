@@ -209,9 +209,11 @@ def unfinished(s):
     chance = random.Random(5)
     for number in range(max(5, LIVES // 4)):
         config = s.pod_config(f"unfinished-{number}")
-        s.runtime.RunPodSandbox.future(s.types.RunPodSandboxRequest(config=config))
+        # Kept, since a call that nobody holds is cancelled.
+        under_way = s.runtime.RunPodSandbox.future(s.types.RunPodSandboxRequest(config=config))
         time.sleep(chance.uniform(0, 0.25))
         kill(s)
+        under_way.cancel()
     s.clear()
     nothing_left(s)
 
