@@ -156,6 +156,8 @@ impl Handler {
     async fn call(&self, words: &[&str], input: &[u8], doing: &str) -> Result<Vec<u8>> {
         let failed = || format!("Failed to {doing} with {}", self.path.display());
         let mut command = Command::new(&self.path);
+        // As the monitor has it. A runtime that sees NOTIFY_SOCKET, which is this server's, hands it to containers.
+        command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
         command.args(&self.args).args(words).stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().context(failed)?;

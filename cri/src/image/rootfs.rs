@@ -71,7 +71,15 @@ impl Store {
             }
         }
         let upper = if how.read_only { None } else { Some(writable(&dir, lowers.first())?) };
-        overlay(&lowers, upper.as_ref(), target, how).context(doing)
+        match overlay(&lowers, upper.as_ref(), target, how) {
+            Err(Errno::INVAL) if !how.read_only && on_overlay(&dir) => Err(Error::failed(format!(
+                "{}: {} is on an overlay file system, which cannot be below another's writable layer: set `root` to a \
+                 directory on another",
+                doing(),
+                dir.display()
+            ))),
+            mounted => mounted.context(doing),
+        }
     }
 
     /// Unmounts the root file system of a container and its volumes; what is not mounted is so already.
@@ -231,6 +239,11 @@ fn detach(target: &Path) -> Result<()> {
 }
 
 type Upper = (PathBuf, PathBuf);
+
+fn on_overlay(dir: &Path) -> bool {
+    use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
+    statfs(dir).is_ok_and(|fs| fs.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
+}
 
 fn overlay(lowers: &[PathBuf], upper: Option<&Upper>, target: &Path, how: &Mount) -> rustix::io::Result<()> {
     match layered(lowers, upper, target, how) {

@@ -189,6 +189,7 @@ fn hold(dir: &Path) -> Result<()> {
     let program = own.with_file_name("conward-hold");
     let mut child = Command::new(&program)
         .arg(dir)
+        .env_clear()
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
