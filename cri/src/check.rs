@@ -20,14 +20,32 @@ const SCRIPT: &str = "echo hello from $(hostname), process $$; echo this went to
 const QUESTION: [&str; 3] =
     ["/bin/sh", "-c", "read first < /proc/1/comm; echo $(id -un) on $(hostname), where process 1 is $first"];
 
-/// Runs a pod with a container of `image` and tells what it sees; the pod's id. It is removed again unless it is kept.
-pub async fn check(socket: &Path, image: &str, host_network: bool, keep: bool) -> Result<String> {
+/// What to run.
+#[derive(Debug, clap::Args)]
+pub struct Wanted {
+    /// An image with a shell; pulled if it is not there
+    #[arg(long, default_value = crate::image::BUSYBOX)]
+    image: String,
+    /// Without a network of its own, so without CNI plugins
+    #[arg(long)]
+    host_network: bool,
+    /// The cgroup of the pod, as a kubelet names it: a path, or that of a slice
+    #[arg(long, value_name = "PATH", default_value = "")]
+    cgroup_parent: String,
+    /// Leave the pod, whose id is the last line
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Runs a pod with a container and tells what it sees; the pod's id. It is removed again unless it is kept.
+pub async fn check(socket: &Path, wanted: &Wanted) -> Result<String> {
     let mut client = Client::connect(socket).await?;
     client.introduce().await?;
-    client.image(image).await?;
-    let pod = client.pod(host_network).await?;
-    let seen = client.container(&pod, image).await;
-    if keep && seen.is_ok() {
+    client.image(&wanted.image).await?;
+    let config = client.config(wanted);
+    let pod = client.pod(&config).await?;
+    let seen = client.container(&pod, &config, &wanted.image).await;
+    if wanted.keep && seen.is_ok() {
         return Ok(pod);
     }
     client.remove(&pod).await?;
@@ -106,10 +124,10 @@ impl Client {
         self.logs.join(format!("check-{uid}"))
     }
 
-    fn config(&self, host_network: bool) -> PodSandboxConfig {
+    fn config(&self, wanted: &Wanted) -> PodSandboxConfig {
         let uid = std::process::id().to_string();
         let logs = self.logs(&uid);
-        let network = if host_network { NamespaceMode::Node } else { NamespaceMode::Pod };
+        let network = if wanted.host_network { NamespaceMode::Node } else { NamespaceMode::Pod };
         let options = NamespaceOption {
             network: network as i32,
             pid: NamespaceMode::Container as i32,
@@ -119,20 +137,23 @@ impl Client {
             LinuxSandboxSecurityContext { namespace_options: Some(options), ..LinuxSandboxSecurityContext::default() };
         PodSandboxConfig {
             metadata: Some(PodSandboxMetadata { name: "check".into(), uid, namespace: "conward".into(), attempt: 0 }),
-            hostname: if host_network { String::new() } else { "check".into() },
+            hostname: if wanted.host_network { String::new() } else { "check".into() },
             log_directory: logs.to_string_lossy().into(),
-            linux: Some(LinuxPodSandboxConfig { security_context: Some(context), ..LinuxPodSandboxConfig::default() }),
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: Some(context),
+                cgroup_parent: wanted.cgroup_parent.clone(),
+                ..LinuxPodSandboxConfig::default()
+            }),
             labels: HashMap::from([(LABEL.to_owned(), "true".to_owned())]),
             ..PodSandboxConfig::default()
         }
     }
 
-    async fn pod(&mut self, host_network: bool) -> Result<String> {
+    async fn pod(&mut self, config: &PodSandboxConfig) -> Result<String> {
         let begun = Instant::now();
-        let config = self.config(host_network);
         std::fs::create_dir_all(&config.log_directory)
             .context(|| format!("Failed to make {}", config.log_directory))?;
-        let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         let id =
             self.runtime.run_pod_sandbox(request).await.map_err(said("RunPodSandbox"))?.into_inner().pod_sandbox_id;
         let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
@@ -143,11 +164,10 @@ impl Client {
         Ok(id)
     }
 
-    async fn container(&mut self, pod: &str, image: &str) -> Result<()> {
+    async fn container(&mut self, pod: &str, within: &PodSandboxConfig, image: &str) -> Result<()> {
         let begun = Instant::now();
-        let request = PodSandboxStatusRequest { pod_sandbox_id: pod.to_owned(), verbose: false };
-        let status = self.runtime.pod_sandbox_status(request).await.map_err(said("PodSandboxStatus"))?.into_inner();
-        let options = status.status.and_then(|status| status.linux?.namespaces?.options).unwrap_or_default();
+        let context = within.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let namespaces = context.and_then(|context| context.namespace_options.clone());
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: "check".into(), attempt: 0 }),
             image: Some(ImageSpec { image: image.to_owned(), ..ImageSpec::default() }),
@@ -155,7 +175,7 @@ impl Client {
             log_path: "check.log".into(),
             linux: Some(LinuxContainerConfig {
                 security_context: Some(LinuxContainerSecurityContext {
-                    namespace_options: Some(options.clone()),
+                    namespace_options: namespaces,
                     seccomp: Some(SecurityProfile::default()),
                     no_new_privs: true,
                     ..LinuxContainerSecurityContext::default()
@@ -164,11 +184,10 @@ impl Client {
             }),
             ..ContainerConfig::default()
         };
-        let host_network = options.network == NamespaceMode::Node as i32;
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.to_owned(),
             config: Some(config),
-            sandbox_config: Some(self.config(host_network)),
+            sandbox_config: Some(within.clone()),
         };
         let created = self.runtime.create_container(request).await.map_err(said("CreateContainer"))?.into_inner();
         let id = created.container_id;

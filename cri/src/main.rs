@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use conward_cri::check::Wanted;
 use conward_cri::config::{Config, LogFormat};
 use conward_cri::error::{Context, Error, Result};
 use conward_cri::{check, sandbox, serve};
@@ -41,15 +42,8 @@ enum Verb {
     Check {
         #[command(flatten)]
         options: Options,
-        /// An image with a shell; pulled if it is not there
-        #[arg(long, default_value = conward_cri::image::BUSYBOX)]
-        image: String,
-        /// Without a network of its own, so without CNI plugins
-        #[arg(long)]
-        host_network: bool,
-        /// Leave the pod, whose id is the last line
-        #[arg(long)]
-        keep: bool,
+        #[command(flatten)]
+        wanted: Wanted,
         /// Only remove a pod that was left
         #[arg(long, value_name = "POD", conflicts_with = "keep")]
         remove: Option<String>,
@@ -105,13 +99,13 @@ fn run(words: Words) -> Result<()> {
         Verb::Config { default: true, .. } => print(&Config::default().to_toml()?),
         Verb::Config { options, .. } => print(&options.load()?.to_toml()?),
         Verb::Import { options, name, tree } => serve::import(&options.load()?, &name, &tree),
-        Verb::Check { options, image, host_network, keep, remove } => {
+        Verb::Check { options, wanted, remove } => {
             let socket = options.load()?.socket;
             serve::call(async {
                 match remove {
                     Some(pod) => check::remove(&socket, &pod).await,
-                    None => match check::check(&socket, &image, host_network, keep).await? {
-                        pod if keep => print(&format!("{pod}\n")),
+                    None => match check::check(&socket, &wanted).await? {
+                        pod if wanted.keep => print(&format!("{pod}\n")),
                         _ => Ok(()),
                     },
                 }

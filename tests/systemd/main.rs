@@ -9,6 +9,7 @@ mod support;
 
 mod bundle;
 mod cgroup;
+mod cri;
 mod journal;
 mod own;
 mod podman;
@@ -25,6 +26,6 @@ fn main() -> ExitCode {
         say(&format!("cannot run the table: {}", rig::build_and_go_on()));
         return ExitCode::FAILURE;
     }
-    let parts = [cgroup::cases(), podman::cases(), unit::cases(), journal::cases(), own::cases()];
+    let parts = [cgroup::cases(), cri::cases(), podman::cases(), unit::cases(), journal::cases(), own::cases()];
     support::suite::main(&parts.into_iter().flatten().map(Case::native).collect::<Vec<_>>())
 }
