@@ -1,7 +1,7 @@
 //! kubectl itself, over SPDY and over WebSocket.
 //!
-//! Runs every `kubectl` that `CONWARD_KUBECTL` names, separated by colons, or the one in PATH; without any there is
-//! nothing to test, and the output says so.
+//! Runs every `kubectl` that `CONWARD_KUBECTL` names, separated by colons, or the one in PATH. `cri/tests/run kubectl`
+//! reports that there is none as skipped.
 
 #[path = "fake/mod.rs"]
 mod fake;
@@ -21,15 +21,19 @@ use shim::Ask;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-/// Programs, each with and without WebSocket.
+/// Makes kubectl use WebSocket, or not; those before 1.29 do not know it.
+const WEB: &str = "KUBECTL_REMOTE_COMMAND_WEBSOCKETS";
+
+/// Programs, each without WebSocket and, if it knows that, with it.
 fn kubectls() -> Vec<(String, bool)> {
     let names = std::env::var("CONWARD_KUBECTL").unwrap_or_else(|_| "kubectl".into());
-    let found = |name: &&str| Command::new(name).args(["version", "--client"]).output().is_ok();
-    let programs: Vec<&str> = names.split(':').filter(found).collect();
-    if programs.is_empty() {
-        eprintln!("skipped: no kubectl");
-    }
-    programs.iter().flat_map(|program| [((*program).to_owned(), false), ((*program).to_owned(), true)]).collect()
+    let programs = names.split(':').map(|name| {
+        let program = conward_cri::runtime::in_path(name.as_ref()).unwrap_or_else(|| panic!("{name} is not there"));
+        let text = std::fs::read(&program).unwrap();
+        let knows_web = memchr::memmem::find(&text, WEB.as_bytes()).is_some();
+        (name.to_owned(), knows_web)
+    });
+    programs.flat_map(|(name, web)| [Some((name.clone(), false)), web.then_some((name, true))]).flatten().collect()
 }
 
 /// A cluster of one fake pod.
@@ -61,7 +65,7 @@ impl Cluster {
         command
             .env("HOME", self.home.path())
             .env("KUBECONFIG", "/dev/null")
-            .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", switch)
+            .env(WEB, switch)
             .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", switch)
             .arg(format!("--server=http://{}", self.address))
             .args(words);
