@@ -206,9 +206,9 @@ fn the_specification_names_tests_that_exist() {
     assert_eq!(places, PLACES.into_iter().collect());
 }
 
-const PLACES: [&str; 14] = [
-    "bench", "budgets", "compat", "fuzz", "loss", "oom", "packages", "podman", "runc", "service", "splitter",
-    "systemd", "unit", "vm",
+const PLACES: [&str; 16] = [
+    "bench", "budgets", "compat", "cri", "cri-unit", "fuzz", "loss", "oom", "packages", "podman", "runc", "service",
+    "splitter", "systemd", "unit", "vm",
 ];
 
 /// Whether a test of this name stands where the first word says.
@@ -236,9 +236,11 @@ fn exists(place: &str, name: &str) -> bool {
         "budgets" => file("tests/budgets.rs").contains(&format!("fn {name}()")),
         "splitter" => file("tests/splitter.rs").contains(&format!("fn {name}()")),
         "oom" => file("tests/oom.rs").contains(&format!("\"{name}\"")),
-        "unit" => {
-            below("src").contains(&format!("#[test]\n    fn {name}()"))
-                || below("src").contains(&format!("#[test]\nfn {name}()"))
+        "unit" => tests_of("src").contains(name),
+        "cri-unit" => tests_of("cri").contains(name),
+        "cri" => {
+            let (suite, case) = name.split_once('/').unwrap_or_default();
+            file(&format!("cri/tests/clients/{suite}.py")).contains(&format!("\n@case\ndef {case}("))
         }
         "fuzz" => file("fuzz/Cargo.toml").contains(&format!("\"fuzz_targets/{name}.rs\"")),
         "bench" => file("benches/side_by_side/measures.rs").contains(&format!("name: \"{name}\"")),
@@ -255,6 +257,20 @@ fn podman_cases(suite: &str) -> BTreeSet<String> {
         cases.split_whitespace().map(move |case| format!("{room}_{case}"))
     })
     .collect()
+}
+
+/// The names of functions that are tests in a directory.
+fn tests_of(dir: &str) -> BTreeSet<String> {
+    let text = below(dir);
+    let mut lines = text.lines().map(str::trim);
+    let mut names = BTreeSet::new();
+    while let Some(line) = lines.next() {
+        if line == "#[test]" || line.starts_with("#[tokio::test") {
+            let name = lines.next().and_then(|line| line.split_once("fn ")?.1.split_once('('));
+            names.extend(name.map(|(name, _)| name.to_owned()));
+        }
+    }
+    names
 }
 
 /// All Rust code in a directory.
