@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -88,6 +88,61 @@ pub fn not_before(time: i64) {
     LAST.fetch_max(time, Ordering::Relaxed);
 }
 
+/// A value that is in a file as well.
+#[derive(Debug)]
+pub struct Kept<T> {
+    value: RwLock<T>,
+    file: PathBuf,
+    /// Held by who changes it: whoever only reads does not wait for the disk.
+    writing: Mutex<()>,
+}
+
+impl<T: Clone + Default + Serialize + DeserializeOwned> Kept<T> {
+    /// A value that is written down when it first changes.
+    pub fn new(file: PathBuf, value: T) -> Kept<T> {
+        Kept { value: RwLock::new(value), file, writing: Mutex::default() }
+    }
+
+    /// What the file says, if there is one.
+    pub fn load(file: PathBuf) -> Result<Kept<T>> {
+        let value = if file.exists() { read(&file)? } else { T::default() };
+        Ok(Kept::new(file, value))
+    }
+
+    pub fn get(&self) -> T {
+        self.value.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes it; whoever comes after a kill finds it.
+    pub fn change(&self, change: impl FnOnce(&mut T)) -> Result<()> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = self.changed(change);
+        write(&self.file, &next)?;
+        self.set(next);
+        Ok(())
+    }
+
+    /// Takes note of what is so, also when it cannot be written down: a full disk must not be in the way of removals.
+    pub fn learn(&self, change: impl FnOnce(&mut T)) {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = self.changed(change);
+        if let Err(error) = write(&self.file, &next) {
+            tracing::error!("{error}");
+        }
+        self.set(next);
+    }
+
+    fn changed(&self, change: impl FnOnce(&mut T)) -> T {
+        let mut next = self.get();
+        change(&mut next);
+        next
+    }
+
+    fn set(&self, next: T) {
+        *self.value.write().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+}
+
 /// Things by id.
 #[derive(Debug)]
 pub struct Table<T>(RwLock<BTreeMap<String, Arc<T>>>);
@@ -149,6 +204,21 @@ mod tests {
         assert_eq!(table.find("abc1").as_deref(), Some(&"abc1"));
         assert_eq!((table.find("abc"), table.find("")), (None, None));
         assert_eq!(table.find("b").as_deref(), Some(&"b"));
+    }
+
+    #[test]
+    fn a_kept_value_is_what_its_file_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.json");
+        let kept = Kept::<i32>::load(file.clone()).unwrap();
+        kept.change(|value| *value += 7).unwrap();
+        assert_eq!((kept.get(), Kept::<i32>::load(file).unwrap().get()), (7, 7));
+        // Nowhere to write: what cannot be kept is refused, and what is so is known all the same.
+        let nowhere = Kept::new(dir.path().join("none/x.json"), 1);
+        assert!(nowhere.change(|value| *value = 2).is_err());
+        assert_eq!(nowhere.get(), 1);
+        nowhere.learn(|value| *value = 3);
+        assert_eq!(nowhere.get(), 3);
     }
 
     #[test]

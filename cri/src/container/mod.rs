@@ -23,7 +23,6 @@ mod update;
 mod volumes;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
 use serde::{Deserialize, Serialize};
@@ -31,7 +30,7 @@ use tokio::sync::watch;
 
 use crate::cgroup::Rate;
 use crate::error::{Error, Result};
-use crate::state;
+use crate::state::{self, Kept};
 
 pub use attach::attach;
 pub use create::create;
@@ -102,7 +101,7 @@ pub enum Phase {
 #[derive(Debug)]
 pub struct Container {
     pub record: Record,
-    state: Mutex<State>,
+    state: Kept<State>,
     /// True when the container's process has ended.
     pub ended: watch::Sender<bool>,
     /// One change at a time; never held while somebody waits for an end.
@@ -141,8 +140,8 @@ impl Container {
     pub fn begin(record: Record, dirs: Dirs) -> Result<Container> {
         use crate::error::Context;
         std::fs::create_dir_all(&dirs.root).context(|| format!("Failed to make {}", dirs.root.display()))?;
-        let state = State::default();
         state::write(&dirs.root.join(RECORD), &record)?;
+        let state = Kept::new(dirs.root.join(STATE), State::default());
         Ok(Container::new(record, state, dirs))
     }
 
@@ -154,22 +153,22 @@ impl Container {
     /// Reads a container's files.
     pub fn load(dirs: Dirs) -> Result<Container> {
         let record = state::read(&dirs.root.join(RECORD))?;
-        let path = dirs.root.join(STATE);
-        // Written when it is made, and perhaps removed already: either way it is to be unmade.
-        let state = if path.exists() { state::read(&path)? } else { State::default() };
+        // Without a state it is being made, or being removed: either way it is to be unmade.
+        let state = Kept::load(dirs.root.join(STATE))?;
         Ok(Container::new(record, state, dirs))
     }
 
-    fn new(record: Record, state: State, dirs: Dirs) -> Container {
-        let ended = watch::Sender::new(matches!(state.phase, Phase::Exited));
+    fn new(record: Record, state: Kept<State>, dirs: Dirs) -> Container {
+        let ended = watch::Sender::new(matches!(state.get().phase, Phase::Exited));
         let turn = tokio::sync::Mutex::default();
         let (rate, layer) = (Rate::default(), layer::Memo::default());
-        Container { record, state: Mutex::new(state), ended, turn, rate, layer, dirs }
+        Container { record, state, ended, turn, rate, layer, dirs }
     }
 
     /// The same container with what its set-up found out.
     fn with_record(&self, record: Record) -> Container {
-        Container::new(record, self.state(), self.dirs.clone())
+        let state = Kept::new(self.dirs.root.join(STATE), self.state());
+        Container::new(record, state, self.dirs.clone())
     }
 
     pub fn id(&self) -> &str {
@@ -186,26 +185,17 @@ impl Container {
     }
 
     pub fn state(&self) -> State {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.get()
     }
 
-    /// Changes the state; whoever comes after a kill finds it.
+    /// See [`Kept::change`].
     pub fn change(&self, change: impl FnOnce(&mut State)) -> Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = state.clone();
-        change(&mut next);
-        state::write(&self.dirs.root.join(STATE), &next)?;
-        *state = next;
-        Ok(())
+        self.state.change(change)
     }
 
-    /// Takes note of what is so, also when it cannot be written down: a full disk must not be in the way of removals.
+    /// See [`Kept::learn`].
     pub fn learn(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut state);
-        if let Err(error) = state::write(&self.dirs.root.join(STATE), &*state) {
-            tracing::error!(id = self.record.id, "{error}");
-        }
+        self.state.learn(change);
     }
 
     /// What has a pid and answers.

@@ -18,7 +18,7 @@ mod stop;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use k8s_cri::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
 use serde::{Deserialize, Serialize};
@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::error::{Context, Result};
 use crate::network::{PodNetwork, PortMapping};
 
-use crate::state;
+use crate::state::{self, Kept};
 
 pub use dns::Dns;
 pub use interfaces::Interface;
@@ -73,7 +73,7 @@ pub enum Phase {
 #[derive(Debug)]
 pub struct Pod {
     pub record: Record,
-    state: Mutex<State>,
+    state: Kept<State>,
     /// One change at a time.
     pub turn: tokio::sync::Mutex<()>,
     /// Read while a container is made in it; to remove it, that has to be over.
@@ -105,14 +105,14 @@ impl Pod {
     /// Takes note of a pod that is to be made, before anything is made.
     pub fn begin(record: Record, dirs: Dirs) -> Result<Pod> {
         std::fs::create_dir_all(&dirs.root).context(|| format!("Failed to make {}", dirs.root.display()))?;
-        let state = State::default();
         state::write(&dirs.root.join(RECORD), &record)?;
+        let state = Kept::new(dirs.root.join(STATE), State::default());
         Ok(Pod::new(record, state, dirs))
     }
 
-    fn new(record: Record, state: State, dirs: Dirs) -> Pod {
+    fn new(record: Record, state: Kept<State>, dirs: Dirs) -> Pod {
         let (turn, making) = (tokio::sync::Mutex::default(), tokio::sync::RwLock::default());
-        Pod { record, state: Mutex::new(state), turn, making, rate: Rate::default(), dirs }
+        Pod { record, state, turn, making, rate: Rate::default(), dirs }
     }
 
     /// Its record is there. Without, nothing was made yet, or everything else is removed.
@@ -123,9 +123,8 @@ impl Pod {
     /// Reads a pod's files.
     pub fn load(dirs: Dirs) -> Result<Pod> {
         let record = state::read(&dirs.root.join(RECORD))?;
-        let path = dirs.root.join(STATE);
-        // Written when it is made, and perhaps removed already: either way it is to be unmade.
-        let state = if path.exists() { state::read(&path)? } else { State::default() };
+        // Without a state it is being made, or being removed: either way it is to be unmade.
+        let state = Kept::load(dirs.root.join(STATE))?;
         Ok(Pod::new(record, state, dirs))
     }
 
@@ -142,26 +141,17 @@ impl Pod {
     }
 
     pub fn state(&self) -> State {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.get()
     }
 
-    /// Changes the state; whoever comes after a kill finds it.
+    /// See [`Kept::change`].
     pub fn change(&self, change: impl FnOnce(&mut State)) -> Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = state.clone();
-        change(&mut next);
-        state::write(&self.dirs.root.join(STATE), &next)?;
-        *state = next;
-        Ok(())
+        self.state.change(change)
     }
 
-    /// Takes note of what is so, also when it cannot be written down: a full disk must not be in the way of removals.
+    /// See [`Kept::learn`].
     pub fn learn(&self, change: impl FnOnce(&mut State)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut state);
-        if let Err(error) = state::write(&self.dirs.root.join(STATE), &*state) {
-            tracing::error!(id = self.record.id, "{error}");
-        }
+        self.state.learn(change);
     }
 
     pub fn namespaces(&self) -> NamespaceOption {

@@ -15,8 +15,8 @@ import time
 
 import grpc
 
-from rig import Storage, serving
-from server import check, main, refused, same
+from rig import Storage
+from server import check, main, refused, same, serving
 
 CASES = []
 Code = grpc.StatusCode

@@ -23,7 +23,7 @@ import urllib.request
 
 import grpc
 
-from server import Server, Skip, check, main, refused, same, types, until
+from server import Server, Skip, check, main, refused, same, serving, until
 
 CASES = []
 Code = grpc.StatusCode
@@ -36,19 +36,8 @@ def case(run):
     return run
 
 
-@contextlib.contextmanager
 def setup(scratch):
-    api = types(os.environ["CRI_PROTO"], scratch)
-    server = Server(os.environ["CONWARD_CRI"], scratch, api, f"metrics_address = '{METRICS_ADDRESS}'\n")
-    server.import_busybox()
-    server.start()
-    try:
-        yield server
-        server.clear()
-        server.stop()
-    finally:
-        if server.process:
-            server.process.kill()
+    return serving(scratch, f"metrics_address = '{METRICS_ADDRESS}'\n", busybox=True)
 
 
 # ------------------------------------------------------------ the server itself

@@ -16,7 +16,7 @@ import time
 
 import grpc
 
-from server import Server, check, main, refused, same, types, until
+from server import check, main, refused, same, serving, until
 
 CASES = []
 LIVES = int(os.environ.get("LIVES", "20"))
@@ -29,18 +29,9 @@ def case(run):
 
 @contextlib.contextmanager
 def setup(scratch):
-    api = types(os.environ["CRI_PROTO"], scratch)
-    server = Server(os.environ["CONWARD_CRI"], scratch, api, unwilling(scratch))
-    server.ids = set()
-    server.import_busybox()
-    server.start()
-    try:
+    with serving(scratch, unwilling(scratch), busybox=True) as server:
+        server.ids = set()
         yield server
-    finally:
-        with contextlib.suppress(Exception):
-            server.clear()
-        if server.process:
-            server.process.kill()
 
 
 def unwilling(scratch):

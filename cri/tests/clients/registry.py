@@ -17,8 +17,8 @@ import time
 
 import grpc
 
-from rig import Front, Registry, Storage, serving, yaml_message
-from server import Skip, check, main, refused, same, until
+from rig import Front, Registry, Storage, yaml_message
+from server import Skip, check, main, refused, same, serving, until
 
 CASES = []
 Code = grpc.StatusCode

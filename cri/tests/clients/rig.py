@@ -13,23 +13,9 @@ import subprocess
 import threading
 import time
 
-from server import Server, Skip, types, until
+from server import Skip, until
 
 BUSYBOX = "/usr/bin/busybox"
-
-
-@contextlib.contextmanager
-def serving(scratch, more=""):
-    """A server without images, which is cleared at the end."""
-    server = Server(os.environ["CONWARD_CRI"], scratch, types(os.environ["CRI_PROTO"], scratch), more)
-    server.start()
-    try:
-        yield server
-        server.clear()
-        server.stop()
-    finally:
-        if server.process:
-            server.process.kill()
 
 
 def yaml_message(path, message):

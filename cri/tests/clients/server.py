@@ -233,6 +233,22 @@ class Skip(Exception):
     """The machine lacks something."""
 
 
+@contextlib.contextmanager
+def serving(scratch, more="", busybox=False):
+    """A server, with one image or none, which is cleared and stopped at the end."""
+    server = Server(os.environ["CONWARD_CRI"], scratch, types(os.environ["CRI_PROTO"], scratch), more)
+    if busybox:
+        server.import_busybox()
+    server.start()
+    try:
+        yield server
+        server.clear()
+        server.stop()
+    finally:
+        if server.process:
+            server.process.kill()
+
+
 def main(cases, setup):
     """Runs the cases whose name has one of the words on the command line; `setup` makes what they get."""
     words = sys.argv[1:]
