@@ -2,7 +2,6 @@
 
 mod convert;
 mod events;
-mod families;
 mod images;
 mod pod_metrics;
 mod runtime;

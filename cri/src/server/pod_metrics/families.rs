@@ -2,7 +2,7 @@
 
 use k8s_cri::v1::MetricType;
 
-use super::pod_metrics::{Disk, device};
+use super::disk::{Disk, device};
 use crate::cgroup::Figures;
 use crate::cgroup::figures::{Io, Pressure, Waits};
 use crate::container::{self, Container};

@@ -3,49 +3,23 @@
 //! Each is defined once, with its labels and where its values come from, so that descriptors and metrics cannot differ.
 //! Values are whole numbers (the CRI has no others), times among them in seconds.
 
+mod disk;
+mod families;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use k8s_cri::v1::*;
 
-use super::families::{FAMILIES, Family, Source};
 use crate::cgroup::Cgroup;
 use crate::container::{self, Container};
 use crate::sandbox::{self, Pod};
 
+pub use disk::Disk;
+use families::{FAMILIES, Family, Source};
+
 /// What all metrics have, in this order.
 const LABELS: [&str; 6] = ["container", "id", "image", "name", "namespace", "pod"];
-
-/// The file system of the writable layers.
-#[derive(Clone, Debug, Default)]
-pub struct Disk {
-    /// `/dev/NAME`.
-    pub device: String,
-    pub bytes: u64,
-    pub inodes: u64,
-    pub free_inodes: u64,
-}
-
-/// The name of a block device by its numbers.
-pub fn device(major: u32, minor: u32) -> String {
-    let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}"));
-    let name = link.ok().and_then(|path| Some(path.file_name()?.to_str()?.to_owned()));
-    name.map_or_else(|| format!("{major}:{minor}"), |name| format!("/dev/{name}"))
-}
-
-impl Disk {
-    /// The file system that has a path.
-    pub fn of(path: &std::path::Path) -> Disk {
-        let Ok(stat) = rustix::fs::statvfs(path) else { return Disk::default() };
-        let number = rustix::fs::stat(path).map_or(0, |data| data.st_dev);
-        Disk {
-            device: device(rustix::fs::major(number), rustix::fs::minor(number)),
-            bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
-            inodes: stat.f_files,
-            free_inodes: stat.f_ffree,
-        }
-    }
-}
 
 pub fn descriptors() -> Vec<MetricDescriptor> {
     FAMILIES.iter().map(descriptor).collect()
@@ -66,7 +40,7 @@ fn metric(family: &Family, base: &[String; 6], labels: Vec<String>, value: u64) 
         timestamp: 0,
         metric_type: family.kind as i32,
         label_values: base.iter().cloned().chain(labels).collect(),
-        value: super::convert::number(value),
+        value: crate::server::convert::number(value),
     }
 }
 
