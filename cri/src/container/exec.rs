@@ -72,7 +72,7 @@ async fn run(client: conmon_proto::Client, spec: ExecSpec, io: Io, id: String, s
     let (output, mut events) = conmon_proto::output();
     let exec = client.exec(&spec, Some(output)).await.map_err(|error| refused(&error))?;
     let exec = std::rc::Rc::new(exec);
-    let Io { mut stdin, stdout, stderr, mut resize, mut gone } = io;
+    let Io { mut stdin, mut stdout, mut stderr, mut resize, mut gone } = io;
     let typed = std::rc::Rc::clone(&exec);
     let input = tokio::task::spawn_local(async move {
         let Some(stdin) = &mut stdin else { return };
@@ -97,11 +97,12 @@ async fn run(client: conmon_proto::Client, spec: ExecSpec, io: Io, id: String, s
         };
         let Some(event) = event else { break };
         let Event::Write { stream, data, .. } = event else { continue };
-        let to = if stream == Stream::Stderr { &stderr } else { &stdout };
-        if let Some(to) = to
-            && to.send(data.into()).await.is_err()
+        let to = if stream == Stream::Stderr { &mut stderr } else { &mut stdout };
+        // A stream that nobody takes is discarded; it is known in a moment whether that was all of the client.
+        if let Some(sender) = to
+            && sender.send(data.into()).await.is_err()
         {
-            break;
+            *to = None;
         }
     }
     drop((stdout, stderr));
