@@ -469,11 +469,13 @@ async fn follow_on(client: &Client, history: History, before: Track) -> Outcome<
 
 /// A runtime that also runs further commands. It waits for nothing, or it might reap one before the monitor can.
 fn with_execs(scene: &mut Scene) -> Outcome {
+    // A shell takes note of the end of its own children, so the process is one of nobody's: the monitor's.
     let path = scene.dir.join("runtime.sh");
     let text = format!(
         "#!/bin/sh\ncase \" $* \" in *' exec '*) ;; *) exec {}/fake-runtime \"$@\" ;; esac\n\
          while [ \"$1\" != {CID} ]; do [ \"$1\" = --pid-file ] && file=$2; shift; done\nshift\n\
-         \"$@\" </dev/null &\nprintf %s $! >\"$file\"\n",
+         (sh -c 'printf %s $$ >\"$0.new\"; mv \"$0.new\" \"$0\"; exec \"$@\"' \"$file\" \"$@\" </dev/null &)\n\
+         until [ -s \"$file\" ]; do :; done\n",
         scene.dir.display()
     );
     fs::write(&path, text)?;
