@@ -88,12 +88,15 @@ impl Network {
 
     /// Says why pods could not be attached now.
     pub fn ready(&self) -> Result<()> {
-        let chain = self.chain()?;
-        chain.plugins.iter().try_for_each(|plugin| plugin::find(&self.settings.plugin_dirs, &plugin.kind).map(drop))
+        let (chain, loopback) = (self.chain()?, conf::loopback());
+        let mut plugins = loopback.plugins.iter().chain(&chain.plugins);
+        plugins.try_for_each(|plugin| plugin::find(&self.settings.plugin_dirs, &plugin.kind).map(drop))
     }
 
     /// Attaches a pod; answers with its addresses. What was done is undone when a plugin fails.
     pub async fn add(&self, pod: &PodNetwork) -> Result<Vec<IpAddr>> {
+        // A plugin that is not there could not undo anything either.
+        self.ready()?;
         let chain = self.chain()?;
         let capabilities = capabilities(pod);
         let mut attachment =
