@@ -1,7 +1,8 @@
 //! WebSocket: channels numbered by the first byte of each message, and a tunnel for SPDY.
 //!
 //! `v5.channel.k8s.io` adds to `v4` a message `[255, N]`: the client sends no more on channel N. The older variants
-//! differ in what the error channel says; the `base64` ones carry text, with the channel's digit first.
+//! differ in what the error channel says; the `base64` ones carry text, with the channel's number first, as a character
+//! counted from '0'.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -27,8 +28,8 @@ use super::wire::{Clock, Peer, Wire};
 
 /// How long a client may take to answer a close.
 const LINGER: Duration = Duration::from_secs(5);
-/// The longest message; JavaScript and Python clients send a whole file at once.
-const MAX_MESSAGE: usize = 16 << 20;
+/// The longest message; JavaScript and Python clients send a whole file at once, and other servers take as much.
+const MAX_MESSAGE: usize = 32 << 20;
 /// The longest piece that is handed on.
 const MAX_CHUNK: usize = 32 * 1024;
 /// Messages on their way to the writer.
@@ -43,6 +44,13 @@ pub struct Dialect {
     /// Whether the client can end a channel.
     pub close: bool,
     pub language: Language,
+}
+
+impl Dialect {
+    /// The highest number of a channel, which is one byte or, in base64, one printable character from '0' on.
+    pub fn last_channel(self) -> u8 {
+        if self.base64 { b'~' - b'0' } else { u8::MAX }
+    }
 }
 
 type Web = WebSocketStream<TcpStream>;
@@ -127,7 +135,7 @@ impl Channel {
     /// Sends a piece, waiting for the client as long as it is there.
     pub async fn send(&mut self, bytes: Bytes) -> Result<(), Closed> {
         let message = if self.base64 {
-            Message::text(format!("{}{}", self.number, base64::encode(&bytes)))
+            Message::text(format!("{}{}", char::from(b'0' + self.number), base64::encode(&bytes)))
         } else {
             let mut message = Vec::with_capacity(1 + bytes.len());
             message.push(self.number);
@@ -234,9 +242,9 @@ impl Reader {
     }
 }
 
-/// The channel's digit and base64, as the channel's number and bytes; nothing for what is neither.
+/// The channel's character and base64, as the channel's number and bytes; nothing for what is neither.
 fn decode(text: &[u8]) -> Bytes {
-    let Some((digit @ b'0'..=b'9', rest)) = text.split_first() else { return Bytes::new() };
+    let Some((digit @ b'0'..=b'~', rest)) = text.split_first() else { return Bytes::new() };
     let Some(bytes) = base64::decode(rest) else { return Bytes::new() };
     let mut message = vec![digit - b'0'];
     message.extend(bytes);
