@@ -13,7 +13,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -65,6 +65,15 @@ pub struct Socket {
     gone: Gone,
 }
 
+/// The client's direction of a channel.
+#[derive(Debug)]
+pub struct Input {
+    number: u8,
+    queue: mpsc::Sender<Bytes>,
+    /// Dropped with it.
+    _present: watch::Sender<()>,
+}
+
 /// Our direction of a channel.
 #[derive(Debug)]
 pub struct Channel {
@@ -81,12 +90,7 @@ pub struct Closed;
 impl Socket {
     /// Starts to read into the channels given, and to write; a channel whose data nobody takes for longer than
     /// `patience` is given up.
-    pub async fn start(
-        wire: Wire,
-        dialect: Dialect,
-        inputs: Vec<(u8, mpsc::Sender<Bytes>)>,
-        patience: Option<Duration>,
-    ) -> Socket {
+    pub async fn start(wire: Wire, dialect: Dialect, inputs: Vec<Input>, patience: Option<Duration>) -> Socket {
         let ends = wire.ends.clone();
         let (sink, stream) = accept(wire).await.split();
         let (queue, messages) = mpsc::channel(QUEUE);
@@ -128,6 +132,15 @@ impl Socket {
         let _ = timeout(LINGER, &mut reader).await;
         reader.abort();
         writer.abort();
+    }
+}
+
+impl Input {
+    /// An input, what comes of it, and its end, which is known before everything has been taken.
+    pub fn new(number: u8, length: usize) -> (Input, mpsc::Receiver<Bytes>, Gone) {
+        let (queue, chunks) = mpsc::channel(length);
+        let (present, gone) = Gone::pair();
+        (Input { number, queue, _present: present }, chunks, gone)
     }
 }
 
@@ -179,7 +192,7 @@ async fn write(mut sink: SplitSink<Web, Message>, mut messages: mpsc::Receiver<M
 
 struct Reader {
     dialect: Dialect,
-    inputs: Vec<(u8, mpsc::Sender<Bytes>)>,
+    inputs: Vec<Input>,
     patience: Option<Duration>,
     peer: Peer,
     queue: mpsc::Sender<Message>,
@@ -214,13 +227,13 @@ impl Reader {
         }
         let number = bytes.split_to(1)[0];
         if number == CLOSE && self.dialect.close {
-            self.inputs.retain(|(input, _)| Some(input) != bytes.first());
+            self.inputs.retain(|input| Some(&input.number) != bytes.first());
             return true;
         }
         // Nobody answers a pong.
         let probe = || drop(self.queue.try_send(Message::Pong(Bytes::new())));
         while !bytes.is_empty() {
-            let Some((_, input)) = self.inputs.iter().find(|(input, _)| *input == number) else { return true };
+            let Some(input) = self.inputs.iter().find(|input| input.number == number) else { return true };
             let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
             let give_up = async {
                 match self.patience {
@@ -230,12 +243,12 @@ impl Reader {
             };
             let kept = tokio::select! {
                 biased;
-                sent = input.send(chunk) => sent.is_ok(),
+                sent = input.queue.send(chunk) => sent.is_ok(),
                 () = self.peer.left(&probe) => return false,
                 () = give_up => false,
             };
             if !kept {
-                self.inputs.retain(|(input, _)| *input != number);
+                self.inputs.retain(|input| input.number != number);
             }
         }
         true
