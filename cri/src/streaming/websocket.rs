@@ -98,9 +98,9 @@ impl Socket {
         let clock = Arc::new(Clock::default());
         let writer = tokio::spawn(write(sink, messages, clock.clone()));
         let (peer, back) = (ends.peer.clone(), queue.clone());
-        let reader = Reader { dialect, inputs, patience, peer, queue: back, clock: clock.clone() };
+        let present = Some(present);
+        let reader = Reader { dialect, inputs, patience, peer, queue: back, clock: clock.clone(), present };
         let reader = tokio::spawn(async move {
-            let (_present, reader) = (present, reader);
             tokio::select! {
                 () = reader.read(stream) => {}
                 () = ends.wait(clock) => {}
@@ -197,6 +197,8 @@ struct Reader {
     peer: Peer,
     queue: mpsc::Sender<Message>,
     clock: Arc<Clock>,
+    /// Until the client has gone; what it has sent before is handed on all the same.
+    present: Option<watch::Sender<()>>,
 }
 
 impl Reader {
@@ -215,43 +217,47 @@ impl Reader {
                 }
             };
             self.clock.touch();
-            if !self.message(bytes).await {
-                return;
-            }
+            self.message(bytes).await;
         }
     }
 
-    async fn message(&mut self, mut bytes: Bytes) -> bool {
+    async fn message(&mut self, mut bytes: Bytes) {
         if bytes.is_empty() {
-            return true;
+            return;
         }
         let number = bytes.split_to(1)[0];
         if number == CLOSE && self.dialect.close {
             self.inputs.retain(|input| Some(&input.number) != bytes.first());
-            return true;
+            return;
         }
-        // Nobody answers a pong.
-        let probe = || drop(self.queue.try_send(Message::Pong(Bytes::new())));
         while !bytes.is_empty() {
-            let Some(input) = self.inputs.iter().find(|input| input.number == number) else { return true };
+            let Some(at) = self.inputs.iter().position(|input| input.number == number) else { return };
             let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
-            let give_up = async {
-                match self.patience {
-                    Some(patience) => sleep(patience).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let kept = tokio::select! {
-                biased;
-                sent = input.queue.send(chunk) => sent.is_ok(),
-                () = self.peer.left(&probe) => return false,
-                () = give_up => false,
-            };
-            if !kept {
-                self.inputs.retain(|input| input.number != number);
+            if !self.hand_on(at, chunk).await {
+                self.inputs.remove(at);
             }
         }
-        true
+    }
+
+    /// Waits until a piece is taken; tells whether its input is of use any more.
+    async fn hand_on(&mut self, at: usize, chunk: Bytes) -> bool {
+        let mut sending = pin!(self.inputs[at].queue.send(chunk));
+        let mut give_up = pin!(async {
+            match self.patience {
+                Some(patience) => sleep(patience).await,
+                None => std::future::pending().await,
+            }
+        });
+        // Nobody answers a pong.
+        let probe = || drop(self.queue.try_send(Message::Pong(Bytes::new())));
+        loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending => return sent.is_ok(),
+                () = self.peer.left(&probe), if self.present.is_some() => self.present = None,
+                () = &mut give_up => return false,
+            }
+        }
     }
 }
 

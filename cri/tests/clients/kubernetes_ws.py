@@ -266,6 +266,21 @@ def stdin_v4(s):
 
 
 @case
+def stdin_left(s):
+    """A client that sends 20 MB and goes: the command gets all of it and then the end, in v4 and v5"""
+    sent = noise(20 * MB, 5)
+    with idle_container(s, "stdin-left") as container:
+        for protocol, size in [(V4, MB), (V5, len(sent))]:
+            script = f"sha256sum >/dev/shm/new; mv /dev/shm/new /dev/shm/{protocol}"
+            client = stream(exec_url(s, container, "sh", "-c", script, stdin=True), protocol)
+            write(client, sent, size)
+            client.close()
+            until(lambda: s.exec(container, "test", "-e", f"/dev/shm/{protocol}").exit_code == 0, "the command is done")
+            seen = s.exec(container, "cat", f"/dev/shm/{protocol}").stdout.split()[0].decode()
+            same(f"digest by {protocol}", seen, hashlib.sha256(sent).hexdigest())
+
+
+@case
 def stdin_text(s):
     """Lines as text messages, which is the client's default"""
     with idle_container(s, "text") as container:
@@ -422,11 +437,15 @@ def servers(s, name, **programs):
     s.remove_pod(pod)
 
 
-def listens(s, pod, port):
+def containers(s, pod):
     t = s.types
-    filter = t.ContainerFilter(pod_sandbox_id=pod[0])
-    container = s.runtime.ListContainers(t.ListContainersRequest(filter=filter)).containers[0].id
-    return f":{port:04X} ".encode() in s.exec(container, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout
+    request = t.ListContainersRequest(filter=t.ContainerFilter(pod_sandbox_id=pod[0]))
+    return [container.id for container in s.runtime.ListContainers(request).containers]
+
+
+def listens(s, pod, port):
+    seen = s.exec(containers(s, pod)[0], "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout
+    return f":{port:04X} ".encode() in seen
 
 
 def echo(socket, sent):
@@ -494,6 +513,20 @@ def forward_ended(s):
         forwarder = forward(s, pod, [8080])
         equal("what came", rest(forwarder.socket(8080)), bytes(5 * MB))
         same("error", forwarder.error(8080), None)
+
+
+@case
+def forward_left(s):
+    """A client that sends 5 MB and goes: the port gets all of it, and then the end"""
+    sent = noise(5 * MB, 6)
+    with servers(s, "forward-left", p8080="sh -c 'sha256sum >/dev/shm/new; mv /dev/shm/new /dev/shm/sum'") as pod:
+        forwarder = forward(s, pod, [8080])
+        forwarder.socket(8080).sendall(sent)
+        forwarder.socket(8080).close()
+        container = containers(s, pod)[0]
+        until(lambda: s.exec(container, "test", "-e", "/dev/shm/sum").exit_code == 0, "the program is done")
+        seen = s.exec(container, "cat", "/dev/shm/sum").stdout.split()[0].decode()
+        same("digest", seen, hashlib.sha256(sent).hexdigest())
 
 
 @case

@@ -315,6 +315,30 @@ async fn a_client_that_has_gone_is_noticed_behind_input_that_nobody_reads() {
     fake.saw("stuck: gone").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_has_sent_before_it_went_arrives() {
+    for size in [100_003, 20 * MB] {
+        let (server, fake) = Fake::serve(|_| ()).await;
+        let mut socket = web(&server.exec(exec(&["slowly"], "io")).unwrap(), V4).await;
+        for chunk in pattern(20 * MB).chunks(size) {
+            socket.send(on(0, chunk)).await.unwrap();
+        }
+        socket.close(None).await.unwrap();
+        drop(socket);
+        fake.saw(&format!("slowly: {}", 20 * MB)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_that_has_gone_is_noticed_behind_input_that_nobody_reads() {
+    let (server, fake) = Fake::serve(|_| ()).await;
+    let mut socket = web(&server.exec(exec(&["stuck"], "io")).unwrap(), V4).await;
+    let chunk = vec![0; MB];
+    while timeout(SECOND / 2, socket.send(on(0, &chunk))).await.is_ok() {}
+    drop(socket);
+    fake.saw("stuck: gone").await;
+}
+
 #[tokio::test]
 async fn input_that_nobody_wants_is_discarded() {
     let (server, _) = Fake::serve(|_| ()).await;
