@@ -219,6 +219,25 @@ def exec_output(s):
         same("digest", hashlib.sha256(seen).hexdigest(), digest.split()[0].decode())
 
 
+@case
+def exec_left(s):
+    """A client that goes: its command is killed; one with an input some seconds later, though it does not read it"""
+    with idle_container(s, "left") as container:
+        def runs(seconds):
+            # Its own words have a bracket.
+            script = f"grep -l 'sleep.{seconds[:-1]}[{seconds[-1]}]' /proc/[0-9]*/cmdline"
+            return s.exec(container, "sh", "-c", script).exit_code == 0
+
+        for seconds, fields, soonest, latest in [("4243", {}, 0, 4), ("4244", {"stdin": True}, 3, 9)]:
+            client = stream(exec_url(s, container, "sleep", seconds, **fields))
+            until(lambda: runs(seconds), "the command runs")
+            client.close()
+            began = time.monotonic()
+            until(lambda: not runs(seconds), "the command has ended", latest)
+            took = time.monotonic() - began
+            check(took >= soonest, f"it was killed after {took:.1f} s")
+
+
 # ------------------------------------------------------------ input
 
 
@@ -398,6 +417,20 @@ def attach_once(s):
     seen, errors, _ = finish(client)
     same("outputs", (seen.split()[:1], errors), ([hashlib.sha256(sent).hexdigest().encode()], b"over\n"))
     same("exit code", s.ended(container).exit_code, 9)
+    s.remove_pod(pod)
+
+
+@case
+def attach_left(s):
+    """stdin_once, and a client that sends 20 MB and goes: the container gets all of it and then the end"""
+    sent = noise(20 * MB, 7)
+    pod = s.host_pod("attach-left")
+    container = s.run(pod, "sha256sum", stdin=True, stdin_once=True)
+    client = stream(attach_url(s, container, stdin=True), V4)
+    write(client, sent)
+    client.close()
+    same("exit code", s.ended(container).exit_code, 0)
+    same("digest", s.said(container).split()[0].decode(), hashlib.sha256(sent).hexdigest())
     s.remove_pod(pod)
 
 

@@ -76,9 +76,10 @@ impl Fake {
             // Takes all of its input in its own time, whether or not the client is there.
             ["slowly"] => {
                 let (mut stdin, mut length) = (io.stdin.take().unwrap(), 0);
+                sleep(Duration::from_secs(2)).await;
                 while let Some(bytes) = stdin.recv().await {
                     length += bytes.len();
-                    sleep(Duration::from_millis(5)).await;
+                    sleep(Duration::from_millis(1)).await;
                 }
                 self.note(format!("slowly: {length}"));
                 Ok(0)
