@@ -4,7 +4,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use conmon_proto::{AttachRequest, Event, Stream};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
+use super::exec::LEFT;
 use crate::daemon::Daemon;
 use crate::error::Result;
 use crate::streaming::Io;
@@ -30,8 +33,13 @@ async fn run(client: conmon_proto::Client, request: AttachRequest, io: Io) -> Re
     let attachment = Rc::new(client.attach(&request, output).await.map_err(refused)?);
     let Io { mut stdin, stdout, stderr, mut resize, mut gone } = io;
     let (typed, sized, wants_input) = (Rc::clone(&attachment), Rc::clone(&attachment), request.stdin);
+    let (typing, mut typed_all) = watch::channel(());
     let input = async move {
-        let Some(stdin) = stdin.as_mut().filter(|_| wants_input) else { return std::future::pending().await };
+        let typing = typing;
+        let Some(stdin) = stdin.as_mut().filter(|_| wants_input) else {
+            drop(typing);
+            return std::future::pending().await;
+        };
         while let Some(chunk) = stdin.recv().await {
             if typed.write(&chunk).await.is_err() {
                 return;
@@ -40,6 +48,7 @@ async fn run(client: conmon_proto::Client, request: AttachRequest, io: Io) -> Re
         if !request.leave_stdin_open {
             let _ = typed.close_stdin().await;
         }
+        drop(typing);
         // Who has nothing more to say may still be listening.
         std::future::pending().await
     };
@@ -49,22 +58,29 @@ async fn run(client: conmon_proto::Client, request: AttachRequest, io: Io) -> Re
         }
         std::future::pending::<()>().await
     };
+    let there = gone.clone();
     let listening = async move {
         while let Some(event) = events.next().await {
             let Event::Write { stream, data, .. } = event else { continue };
             let to = if stream == Stream::Stderr { &stderr } else { &stdout };
             if let Some(to) = to
                 && to.send(data.into()).await.is_err()
+                && !there.is_gone()
             {
                 return;
             }
         }
     };
+    let leaving = async move {
+        gone.wait().await;
+        // What it has typed before is still to be passed on.
+        let _ = timeout(LEFT, async { while typed_all.changed().await.is_ok() {} }).await;
+    };
     tokio::select! {
         () = input => {}
         () = sizes => {}
         () = listening => {}
-        () = gone.wait() => {}
+        () = leaving => {}
     }
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! ExecSync, and exec for streams: one more process in a running container, by the monitor that is there.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use conmon_proto::{Event, ExecSpec, ExitReason, OnDisconnect, Stream};
+use tokio::time::sleep;
 
 use super::Container;
 use crate::daemon::Daemon;
@@ -13,6 +15,9 @@ use crate::streaming::Io;
 
 /// Captured bytes at most; the clients of the CRI take messages of 16 MiB.
 const CAPTURED_MAX: u64 = 15 << 20;
+
+/// How long a command with an input may go on when its client has gone: it gets what was sent, and the end.
+pub const LEFT: Duration = Duration::from_secs(5);
 
 /// How a command ended and what it said.
 #[derive(Debug)]
@@ -72,7 +77,7 @@ async fn run(client: conmon_proto::Client, spec: ExecSpec, io: Io, id: String, s
     let (output, mut events) = conmon_proto::output();
     let exec = client.exec(&spec, Some(output)).await.map_err(|error| refused(&error))?;
     let exec = std::rc::Rc::new(exec);
-    let Io { mut stdin, mut stdout, mut stderr, mut resize, mut gone } = io;
+    let Io { mut stdin, mut stdout, mut stderr, mut resize, gone } = io;
     let typed = std::rc::Rc::clone(&exec);
     let input = tokio::task::spawn_local(async move {
         let Some(stdin) = &mut stdin else { return };
@@ -89,11 +94,18 @@ async fn run(client: conmon_proto::Client, spec: ExecSpec, io: Io, id: String, s
             let _ = sized.resize(rows, columns).await;
         }
     });
+    let mut leaving = pin!({
+        let (mut gone, grace) = (gone.clone(), if spec.stdin { LEFT } else { Duration::ZERO });
+        async move {
+            gone.wait().await;
+            sleep(grace).await;
+        }
+    });
     loop {
         let event = tokio::select! {
             event = events.next() => event,
             // The process goes with the connection.
-            () = gone.wait() => break,
+            () = &mut leaving => break,
         };
         let Some(event) = event else { break };
         let Event::Write { stream, data, .. } = event else { continue };

@@ -5,6 +5,7 @@
 
 mod attach;
 mod base64;
+mod channels;
 mod exec;
 mod negotiate;
 mod netns;

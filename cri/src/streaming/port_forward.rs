@@ -1,8 +1,6 @@
 //! Connections to ports of a pod.
 //!
 //! Over SPDY a client opens for each connection two streams, `error` and `data`, with the same `requestid` and `port`.
-//! Over channels of a WebSocket there is one connection per port of the request, on channels 2n (data) and 2n+1
-//! (error); the first message of each names the port.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -10,32 +8,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::join_all;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::spdy::{Connection, Output, Patience, Stream};
-use super::status::Language;
-use super::websocket::{self, Channel, Dialect, Socket};
 use super::wire::Wire;
-use super::{Backend, PortForwardRequest};
-use crate::error::{Error, Result};
+use super::{Backend, PortForwardRequest, channels, websocket};
+use crate::error::Error;
 
 /// How long a client may take to open the second stream of a connection.
 const OPENING: Duration = Duration::from_secs(30);
 /// Connections that lack their second stream.
 const MAX_HALVES: usize = 256;
 /// A connection whose other end reads nothing may hold up the others shortly, and new ones not until clients give up.
-const PATIENCE: Patience =
+pub const PATIENCE: Patience =
     Patience { alone: Some(Duration::from_secs(20)), shared: Some(Duration::from_secs(2)), queue: 32 };
 /// How long a port that sends no more may take to end altogether, before the client is told that all is well.
-const GRACE: Duration = Duration::from_millis(300);
+pub const GRACE: Duration = Duration::from_millis(300);
 /// Bytes between a connection and the backend.
-const PIPE: usize = 64 * 1024;
+pub const PIPE: usize = 64 * 1024;
 /// Read at a time.
-const CHUNK: usize = 32 * 1024;
+pub const CHUNK: usize = 32 * 1024;
 
 /// How client and server speak, as the upgrade has settled it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +60,7 @@ pub async fn serve(backend: Arc<dyn Backend>, request: PortForwardRequest, wire:
             streams(backend, pod, incoming).await;
             connection.close().await;
         }
-        Forwarding::Web { base64 } => channels(backend, pod, request.ports, wire, base64).await,
+        Forwarding::Web { base64 } => channels::serve(&*backend, pod, request.ports, wire, base64).await,
     }
 }
 
@@ -207,7 +202,8 @@ async fn forward(backend: Arc<dyn Backend>, pod: String, port: u16, error: Strea
     }
 }
 
-fn text(pod: &str, port: u16, error: &Error) -> String {
+/// What a client is told of a connection that failed.
+pub fn text(pod: &str, port: u16, error: &Error) -> String {
     format!("error forwarding port {port} to pod {pod}: {error}")
 }
 
@@ -233,62 +229,5 @@ async fn download(mut from: impl AsyncRead + Unpin, output: &mut Output) {
         if output.send(bytes.split().freeze()).await.is_err() {
             return;
         }
-    }
-}
-
-async fn channels(backend: Arc<dyn Backend>, pod: String, ports: Vec<u16>, wire: Wire, base64: bool) {
-    let dialect = Dialect { base64, close: false, language: Language::Text };
-    let numbered: Vec<(u8, u16)> = (0..=126).step_by(2).zip(ports).collect();
-    let (senders, inputs): (Vec<_>, Vec<_>) = numbered
-        .iter()
-        .map(|(number, _)| {
-            let (sender, input) = mpsc::channel(PATIENCE.queue);
-            ((*number, sender), input)
-        })
-        .unzip();
-    let socket = Socket::start(wire, dialect, senders, PATIENCE.shared).await;
-    let connections = numbered.iter().zip(inputs).map(|((number, port), input)| {
-        let (data, error) = (socket.channel(*number), socket.channel(number + 1));
-        channel(&*backend, pod.clone(), *port, input, data, error)
-    });
-    let mut gone = socket.gone();
-    tokio::select! {
-        _ = join_all(connections) => {}
-        () = gone.wait() => {}
-    }
-    socket.close().await;
-}
-
-async fn channel(
-    backend: &dyn Backend,
-    pod: String,
-    port: u16,
-    input: mpsc::Receiver<Bytes>,
-    mut data: Channel,
-    mut error: Channel,
-) {
-    for channel in [&mut data, &mut error] {
-        let _ = channel.send(Bytes::copy_from_slice(&port.to_le_bytes())).await;
-    }
-    let (ours, theirs) = tokio::io::duplex(PIPE);
-    let (mut from, to) = tokio::io::split(ours);
-    let down = async {
-        let mut bytes = BytesMut::new();
-        while from.read_buf(&mut bytes).await.is_ok_and(|count| count > 0) {
-            if data.send(bytes.split().freeze()).await.is_err() {
-                return;
-            }
-        }
-    };
-    let work = async {
-        let (end, ()) = tokio::join!(backend.port_forward(pod.clone(), port, theirs), down);
-        end
-    };
-    let end: Result<()> = tokio::select! {
-        end = work => end,
-        never = upload(input, to) => never,
-    };
-    if let Err(end) = end {
-        let _ = error.send(text(&pod, port, &end).into()).await;
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::spdy::{Connection, Output, Patience, Stream};
 use super::status::Language;
-use super::websocket::{Channel, Dialect, Socket};
+use super::websocket::{Channel, Dialect, Input, Socket};
 use super::wire::Wire;
 use super::{Gone, Io};
 use crate::error::{Error, Result};
@@ -178,9 +178,9 @@ async fn refuse(error: Output, language: Language) {
 
 /// A WebSocket has all channels from the beginning.
 async fn web(wire: Wire, dialect: Dialect, wanted: Wanted) -> (Socket, Client) {
-    let (stdin, input) = mpsc::channel(PATIENCE.queue);
-    let (resize, sizes) = mpsc::channel(QUEUE);
-    let socket = Socket::start(wire, dialect, vec![(STDIN, stdin), (RESIZE, resize)], None).await;
+    let (stdin, input, _) = Input::new(STDIN, PATIENCE.queue);
+    let (resize, sizes, _) = Input::new(RESIZE, QUEUE);
+    let socket = Socket::start(wire, dialect, vec![stdin, resize], None).await;
     let sink = |wanted: bool, number| wanted.then(|| Sink::Web(socket.channel(number)));
     let client = Client {
         stdin: wanted.stdin.then_some(input),

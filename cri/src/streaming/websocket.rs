@@ -1,7 +1,8 @@
 //! WebSocket: channels numbered by the first byte of each message, and a tunnel for SPDY.
 //!
 //! `v5.channel.k8s.io` adds to `v4` a message `[255, N]`: the client sends no more on channel N. The older variants
-//! differ in what the error channel says; the `base64` ones carry text, with the channel's digit first.
+//! differ in what the error channel says; the `base64` ones carry text, with the channel's number first, as a character
+//! counted from '0'.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -27,8 +28,8 @@ use super::wire::{Clock, Peer, Wire};
 
 /// How long a client may take to answer a close.
 const LINGER: Duration = Duration::from_secs(5);
-/// The longest message; JavaScript and Python clients send a whole file at once.
-const MAX_MESSAGE: usize = 16 << 20;
+/// The longest message; JavaScript and Python clients send a whole file at once, and other servers take as much.
+const MAX_MESSAGE: usize = 32 << 20;
 /// The longest piece that is handed on.
 const MAX_CHUNK: usize = 32 * 1024;
 /// Messages on their way to the writer.
@@ -45,6 +46,13 @@ pub struct Dialect {
     pub language: Language,
 }
 
+impl Dialect {
+    /// The highest number of a channel, which is one byte or, in base64, one printable character from '0' on.
+    pub fn last_channel(self) -> u8 {
+        if self.base64 { b'~' - b'0' } else { u8::MAX }
+    }
+}
+
 type Web = WebSocketStream<TcpStream>;
 
 /// A WebSocket with channels.
@@ -55,6 +63,15 @@ pub struct Socket {
     reader: JoinHandle<()>,
     writer: JoinHandle<()>,
     gone: Gone,
+}
+
+/// The client's direction of a channel.
+#[derive(Debug)]
+pub struct Input {
+    number: u8,
+    queue: mpsc::Sender<Bytes>,
+    /// Dropped with it.
+    _present: watch::Sender<()>,
 }
 
 /// Our direction of a channel.
@@ -73,12 +90,7 @@ pub struct Closed;
 impl Socket {
     /// Starts to read into the channels given, and to write; a channel whose data nobody takes for longer than
     /// `patience` is given up.
-    pub async fn start(
-        wire: Wire,
-        dialect: Dialect,
-        inputs: Vec<(u8, mpsc::Sender<Bytes>)>,
-        patience: Option<Duration>,
-    ) -> Socket {
+    pub async fn start(wire: Wire, dialect: Dialect, inputs: Vec<Input>, patience: Option<Duration>) -> Socket {
         let ends = wire.ends.clone();
         let (sink, stream) = accept(wire).await.split();
         let (queue, messages) = mpsc::channel(QUEUE);
@@ -86,9 +98,9 @@ impl Socket {
         let clock = Arc::new(Clock::default());
         let writer = tokio::spawn(write(sink, messages, clock.clone()));
         let (peer, back) = (ends.peer.clone(), queue.clone());
-        let reader = Reader { dialect, inputs, patience, peer, queue: back, clock: clock.clone() };
+        let present = Some(present);
+        let reader = Reader { dialect, inputs, patience, peer, queue: back, clock: clock.clone(), present };
         let reader = tokio::spawn(async move {
-            let (_present, reader) = (present, reader);
             tokio::select! {
                 () = reader.read(stream) => {}
                 () = ends.wait(clock) => {}
@@ -123,11 +135,20 @@ impl Socket {
     }
 }
 
+impl Input {
+    /// An input, what comes of it, and its end, which is known before everything has been taken.
+    pub fn new(number: u8, length: usize) -> (Input, mpsc::Receiver<Bytes>, Gone) {
+        let (queue, chunks) = mpsc::channel(length);
+        let (present, gone) = Gone::pair();
+        (Input { number, queue, _present: present }, chunks, gone)
+    }
+}
+
 impl Channel {
     /// Sends a piece, waiting for the client as long as it is there.
     pub async fn send(&mut self, bytes: Bytes) -> Result<(), Closed> {
         let message = if self.base64 {
-            Message::text(format!("{}{}", self.number, base64::encode(&bytes)))
+            Message::text(format!("{}{}", char::from(b'0' + self.number), base64::encode(&bytes)))
         } else {
             let mut message = Vec::with_capacity(1 + bytes.len());
             message.push(self.number);
@@ -171,11 +192,13 @@ async fn write(mut sink: SplitSink<Web, Message>, mut messages: mpsc::Receiver<M
 
 struct Reader {
     dialect: Dialect,
-    inputs: Vec<(u8, mpsc::Sender<Bytes>)>,
+    inputs: Vec<Input>,
     patience: Option<Duration>,
     peer: Peer,
     queue: mpsc::Sender<Message>,
     clock: Arc<Clock>,
+    /// Until the client has gone; what it has sent before is handed on all the same.
+    present: Option<watch::Sender<()>>,
 }
 
 impl Reader {
@@ -194,49 +217,53 @@ impl Reader {
                 }
             };
             self.clock.touch();
-            if !self.message(bytes).await {
-                return;
-            }
+            self.message(bytes).await;
         }
     }
 
-    async fn message(&mut self, mut bytes: Bytes) -> bool {
+    async fn message(&mut self, mut bytes: Bytes) {
         if bytes.is_empty() {
-            return true;
+            return;
         }
         let number = bytes.split_to(1)[0];
         if number == CLOSE && self.dialect.close {
-            self.inputs.retain(|(input, _)| Some(input) != bytes.first());
-            return true;
+            self.inputs.retain(|input| Some(&input.number) != bytes.first());
+            return;
         }
-        // Nobody answers a pong.
-        let probe = || drop(self.queue.try_send(Message::Pong(Bytes::new())));
         while !bytes.is_empty() {
-            let Some((_, input)) = self.inputs.iter().find(|(input, _)| *input == number) else { return true };
+            let Some(at) = self.inputs.iter().position(|input| input.number == number) else { return };
             let chunk = bytes.split_to(bytes.len().min(MAX_CHUNK));
-            let give_up = async {
-                match self.patience {
-                    Some(patience) => sleep(patience).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let kept = tokio::select! {
-                biased;
-                sent = input.send(chunk) => sent.is_ok(),
-                () = self.peer.left(&probe) => return false,
-                () = give_up => false,
-            };
-            if !kept {
-                self.inputs.retain(|(input, _)| *input != number);
+            if !self.hand_on(at, chunk).await {
+                self.inputs.remove(at);
             }
         }
-        true
+    }
+
+    /// Waits until a piece is taken; tells whether its input is of use any more.
+    async fn hand_on(&mut self, at: usize, chunk: Bytes) -> bool {
+        let mut sending = pin!(self.inputs[at].queue.send(chunk));
+        let mut give_up = pin!(async {
+            match self.patience {
+                Some(patience) => sleep(patience).await,
+                None => std::future::pending().await,
+            }
+        });
+        // Nobody answers a pong.
+        let probe = || drop(self.queue.try_send(Message::Pong(Bytes::new())));
+        loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending => return sent.is_ok(),
+                () = self.peer.left(&probe), if self.present.is_some() => self.present = None,
+                () = &mut give_up => return false,
+            }
+        }
     }
 }
 
-/// The channel's digit and base64, as the channel's number and bytes; nothing for what is neither.
+/// The channel's character and base64, as the channel's number and bytes; nothing for what is neither.
 fn decode(text: &[u8]) -> Bytes {
-    let Some((digit @ b'0'..=b'9', rest)) = text.split_first() else { return Bytes::new() };
+    let Some((digit @ b'0'..=b'~', rest)) = text.split_first() else { return Bytes::new() };
     let Some(bytes) = base64::decode(rest) else { return Bytes::new() };
     let mut message = vec![digit - b'0'];
     message.extend(bytes);

@@ -10,7 +10,7 @@ use hyper::body::Bytes;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, sleep, sleep_until};
+use tokio::time::{Instant, interval_at, sleep, sleep_until};
 
 /// A connection that has left HTTP behind.
 #[derive(Debug)]
@@ -55,12 +55,12 @@ impl Peer {
     ///
     /// A client's kernel cannot deliver the end while bytes before it are refused, but answers with a reset when
     /// something comes for a socket that nobody has: hence `probe` is called now and then, and sends what means
-    /// nothing.
+    /// nothing. That reset takes with it what the client has sent and nobody has read, hence not at once.
     pub async fn left(&self, probe: impl Fn()) {
         sleep(Duration::from_secs(1)).await;
         let watched = self.0.try_clone().map(std::net::TcpStream::from).and_then(TcpStream::from_std);
         let Ok(watched) = watched else { return std::future::pending().await };
-        let mut probing = interval(PROBE);
+        let mut probing = interval_at(Instant::now() + PROBE, PROBE);
         loop {
             let ready = tokio::select! {
                 ready = watched.ready(Interest::READABLE) => ready,

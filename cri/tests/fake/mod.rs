@@ -73,6 +73,17 @@ impl Fake {
                 sleep(Duration::from_millis(300)).await;
                 Ok(0)
             }
+            // Takes all of its input in its own time, whether or not the client is there.
+            ["slowly"] => {
+                let (mut stdin, mut length) = (io.stdin.take().unwrap(), 0);
+                sleep(Duration::from_secs(2)).await;
+                while let Some(bytes) = stdin.recv().await {
+                    length += bytes.len();
+                    sleep(Duration::from_millis(1)).await;
+                }
+                self.note(format!("slowly: {length}"));
+                Ok(0)
+            }
             ["sizes", count] => {
                 for _ in 0..count.parse().unwrap() {
                     let (rows, columns) = io.resize.recv().await.unwrap();

@@ -3,6 +3,7 @@
 mod client;
 #[path = "../fake/mod.rs"]
 mod fake;
+mod forward_channels;
 
 use std::time::{Duration, Instant};
 
@@ -201,6 +202,26 @@ async fn many_bytes_pass_unchanged_over_websocket() {
     assert_eq!(exit_code(&String::from_utf8_lossy(&heard[&3])), 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_may_be_long_and_not_endless() {
+    let (server, _) = Fake::serve(|_| ()).await;
+    for (length, kept) in [(32 * MB - 1, true), (32 * MB, false)] {
+        let url = server.exec(exec(&["echo"], "io")).unwrap();
+        let (mut sink, mut stream) = web(&url, "v5.channel.k8s.io").await.split();
+        let sent = pattern(length);
+        let message = on(0, &sent);
+        let feed = tokio::spawn(async move {
+            // The server may have gone before it has read all.
+            let _ = sink.send(message).await;
+            let _ = sink.send(on(255, &[0])).await;
+            sink
+        });
+        let heard = timeout(20 * SECOND, channels(&mut stream)).await.expect("it ends");
+        assert_eq!(heard.get(&1).is_some_and(|seen| *seen == sent), kept, "{length}");
+        drop(feed.await.unwrap());
+    }
+}
+
 #[tokio::test]
 async fn websocket_channels_of_every_version() {
     let (server, _) = Fake::serve(|_| ()).await;
@@ -291,6 +312,32 @@ async fn a_client_that_has_gone_is_noticed_behind_input_that_nobody_reads() {
     let chunk = vec![0; MB];
     while timeout(SECOND / 2, spdy.send(stdin, false, &chunk)).await.is_ok() {}
     drop(spdy);
+    fake.saw("stuck: gone").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_has_sent_before_it_went_arrives() {
+    for size in [100_003, 20 * MB] {
+        let (server, fake) = Fake::serve(|_| ()).await;
+        let mut socket = web(&server.exec(exec(&["slowly"], "io")).unwrap(), V4).await;
+        // With bytes that it has not read its end would be a reset.
+        assert_eq!(socket.next().await.unwrap().unwrap(), on(1, b""));
+        for chunk in pattern(20 * MB).chunks(size) {
+            socket.send(on(0, chunk)).await.unwrap();
+        }
+        socket.close(None).await.unwrap();
+        drop(socket);
+        fake.saw(&format!("slowly: {}", 20 * MB)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_that_has_gone_is_noticed_behind_input_that_nobody_reads() {
+    let (server, fake) = Fake::serve(|_| ()).await;
+    let mut socket = web(&server.exec(exec(&["stuck"], "io")).unwrap(), V4).await;
+    let chunk = vec![0; MB];
+    while timeout(SECOND / 2, socket.send(on(0, &chunk))).await.is_ok() {}
+    drop(socket);
     fake.saw("stuck: gone").await;
 }
 
@@ -581,22 +628,6 @@ async fn streams_without_a_use_are_reset_and_bounded() {
     assert_eq!(heard.reset[strange.len()..], halves[256..]);
     spdy.raw(&[0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1]).await;
     spdy.hear(&mut heard, |heard| heard.pings == [1]).await;
-}
-
-#[tokio::test]
-async fn ports_of_the_request_over_plain_channels() {
-    let (server, _) = Fake::serve(|_| ()).await;
-    let (open, closed) = (echo().await, a_closed_port().await);
-    let mut socket = web(&server.port_forward(pod(&[open, closed])).unwrap(), V4).await;
-    socket.send(on(0, b"hello")).await.unwrap();
-    let mut heard: [Vec<u8>; 4] = Default::default();
-    while heard[0].len() < 7 || heard[3].len() < 10 {
-        let bytes = timeout(5 * SECOND, socket.next()).await.unwrap().unwrap().unwrap().into_data();
-        heard[usize::from(bytes[0])].extend_from_slice(&bytes[1..]);
-    }
-    assert_eq!(heard[0], [&open.to_le_bytes()[..], b"hello"].concat());
-    assert_eq!((&heard[1][..], &heard[2][..]), (&open.to_le_bytes()[..], &closed.to_le_bytes()[..]));
-    assert!(String::from_utf8_lossy(&heard[3]).contains("refused"));
 }
 
 #[tokio::test]
