@@ -79,7 +79,7 @@ async fn forward(backend: &dyn Backend, pod: String, port: u16, link: Link) {
     }
 }
 
-/// Passes on what the client sends, and its end. Since the client cannot say that it is done, it is when the port is and
+/// Passes on what the client sends, and its end. The client cannot say that it is done: it is when the port is, and
 /// nothing more comes for it.
 async fn upload<T>(
     mut chunks: mpsc::Receiver<Bytes>,

@@ -1,8 +1,10 @@
 """Exec, attach and port-forward by the official Python client of Kubernetes, which speaks WebSocket.
 
-    kubernetes_ws.py [WORD...]     cases whose name contains one of the words; --list shows them, KEEP=1 keeps a failure's files
+    kubernetes_ws.py [WORD...]     cases whose name contains one of the words; --list shows them, KEEP=1 keeps a
+                                   failure's files
 
-The CRI gives a URL, and the client gets it where otherwise it has the one of an API server. Environment: as every_rpc.py.
+The CRI gives a URL, and the client gets it where otherwise it has the one of an API server. The environment is that of
+every_rpc.py.
 """
 
 import contextlib
@@ -382,12 +384,16 @@ def attach_again(s):
         hear(client, f"got by {protocol}\n".encode())
         client.close()
     pair = [stream(attach_url(s, container, stdin=True)) for _ in range(2)]
+    for name, client in zip([b"one", b"two"], pair):
+        # Who gets its answer is attached, which the upgrade alone does not say.
+        client.write_stdin(name + b"\n")
+        hear(client, b"got " + name + b"\n")
     pair[0].write_stdin(b"for both\n")
     for client in pair:
         hear(client, b"got for both\n")
         client.close()
     same("state", s.status(container).state, s.types.CONTAINER_RUNNING)
-    same("log", s.said(container), f"got by {V5}\ngot by {V4}\ngot for both\n".encode())
+    same("log", s.said(container), f"got by {V5}\ngot by {V4}\ngot one\ngot two\ngot for both\n".encode())
     s.remove_pod(pod)
 
 
