@@ -1,5 +1,6 @@
 //! The two gRPC services: requests in, the domain called, answers out.
 
+mod authority;
 mod convert;
 mod events;
 mod images;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use k8s_cri::v1::image_service_server::ImageServiceServer;
 use k8s_cri::v1::runtime_service_server::RuntimeServiceServer;
 use tokio::net::UnixListener;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
@@ -57,10 +59,11 @@ pub async fn serve(daemon: Arc<Daemon>, listener: UnixListener, stop: impl Futur
     let images = ImageServiceServer::new(service);
     let runtime = runtime.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX);
     let images = images.max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX);
+    let clients = UnixListenerStream::new(listener).map(|socket| socket.map(authority::Connection::new));
     Server::builder()
         .add_service(Counted::new(runtime, &calls))
         .add_service(Counted::new(images, &calls))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .serve_with_incoming_shutdown(clients, stop)
         .await
         .context(|| "The gRPC server ended")
 }
