@@ -33,11 +33,12 @@ files = \
 	$(foreach doc,$(wildcard docs/*.md docs/examples/*),0644:$(doc):$(docdir)/$(doc)) \
 	0644:LICENSE:share/licenses/conward/LICENSE \
 	0644:$(notices):share/licenses/conward/NOTICES
-# The same for conward-cri, which is not in the packages yet. It finds the holder beside itself.
+# The same for conward-cri, which is not in the packages yet. It finds its helpers beside itself.
 cri = $(dir $(binary))conward-cri
 cri_files = \
 	0755:$(cri):bin/conward-cri \
 	0755:$(dir $(cri))conward-hold:bin/conward-hold \
+	0755:$(dir $(cri))conward-start:bin/conward-start \
 	0644:docs/man/conward-cri.8:share/man/man8/conward-cri.8 \
 	0644:docs/man/conward-cri.toml.5:share/man/man5/conward-cri.toml.5 \
 	0644:contrib/systemd/conward-cri.service:lib/systemd/system/conward-cri.service
@@ -65,7 +66,7 @@ build: ## Build the monitor and conwardctl, each one static program
 	cargo build --release --locked $(remap) --package conmon-proto
 
 # Not static: its libraries derive code with programs of their own, which a static target cannot build.
-build-cri: ## Build conward-cri, the CRI server, and the holder of shared pid namespaces
+build-cri: ## Build conward-cri, the CRI server, and its two helpers
 	RUSTFLAGS= cargo build --release --locked --package conward-cri
 
 run: ## Show one container's life under conward, and a pod through conward-cri, from nothing (root)
@@ -76,9 +77,10 @@ test: ## Check everything that can be checked in 25 minutes (root)
 	tools/setup test
 	tools/test
 
-test-vm: ## Limits and the OOM killer on cgroup v2 in a virtual machine, with 300 containers at once (root)
+test-vm: ## Limits and the OOM killer on cgroup v2 in a virtual machine, with 300 containers at once; conward-cri (root)
 	tools/setup test
 	VM_MANY=$${VM_MANY:-300} cargo test --release --locked --test vm -- $(ARGS)
+	RUSTFLAGS= cargo test --locked --package conward-cri --test cgroup2 -- $(ARGS)
 
 bench: ## Compare with Debian's conmon and print a table; ARGS="--quick --realtime"
 	tools/setup bench

@@ -1,6 +1,7 @@
 //! OCI runtimes, as command lines: finding them and calling them.
 
 use std::ffi::OsStr;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -23,6 +24,8 @@ pub struct Handler {
     pub oci_version: String,
     /// Mount options that it knows, `rro` among them.
     pub recursive_read_only: bool,
+    /// What starts its containers sooner than its own command does; for runc.
+    starter: Option<PathBuf>,
 }
 
 /// All handlers, the default one first.
@@ -92,6 +95,7 @@ impl Handler {
         let features = Features::of(&path).await;
         Handler {
             name,
+            starter: starter(&path).await,
             path,
             args,
             oci_version: features.oci_version,
@@ -99,9 +103,17 @@ impl Handler {
         }
     }
 
-    /// Runs what was created.
-    pub async fn start(&self, id: &str) -> Result<()> {
-        self.call(&["start", id], b"", &format!("start container {id}")).await.map(drop)
+    /// Runs what was created; `pid` is that of its first process.
+    pub async fn start(&self, id: &str, pid: i32, bundle: &Path) -> Result<()> {
+        let doing = format!("start container {id}");
+        if let Some(starter) = self.starter.as_ref().filter(|_| !after_start(bundle)) {
+            let (args, pid) = (&self.args[..ROOT_ARGS], pid.to_string());
+            match run(starter, args, &["start", id, &pid], b"", &doing).await {
+                Err(Error::Failed(why)) => tracing::debug!(container = id, "Asking the runtime itself: {why}"),
+                done => return done.map(drop),
+            }
+        }
+        self.call(&["start", id], b"", &doing).await.map(drop)
     }
 
     /// Sends a signal to a container's first process, or to all of its processes.
@@ -154,27 +166,69 @@ impl Handler {
     }
 
     async fn call(&self, words: &[&str], input: &[u8], doing: &str) -> Result<Vec<u8>> {
-        let failed = || format!("Failed to {doing} with {}", self.path.display());
-        let mut command = Command::new(&self.path);
-        // As the monitor has it. A runtime that sees NOTIFY_SOCKET, which is this server's, hands it to containers.
-        command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-        command.args(&self.args).args(words).stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().context(failed)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input).await.context(failed)?;
-        }
-        let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
-        let output = output.map_err(|_| Error::Deadline(format!("{}: no end after {PATIENCE:?}", failed())))?;
-        let output = output.context(failed)?;
-        match output.status.success() {
-            true => Ok(output.stdout),
-            false => {
-                let said = String::from_utf8_lossy(&output.stderr);
-                Err(Error::failed(format!("{}: {}: {}", failed(), output.status, said.trim_end())))
-            }
+        run(&self.path, &self.args, words, input, doing).await
+    }
+}
+
+/// Of a handler's words: the option that says where it keeps its state.
+const ROOT_ARGS: usize = 2;
+
+/// Runs a program to its end; answers with its output.
+async fn run(program: &Path, args: &[String], words: &[&str], input: &[u8], doing: &str) -> Result<Vec<u8>> {
+    let failed = || format!("Failed to {doing} with {}", program.display());
+    let mut command = Command::new(program);
+    // As the monitor has it. A runtime that sees NOTIFY_SOCKET, which is this server's, hands it to containers.
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command.args(args).args(words).stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() });
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().context(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input).await.context(failed)?;
+    }
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+    let output = output.map_err(|_| Error::Deadline(format!("{}: no end after {PATIENCE:?}", failed())))?;
+    let output = output.context(failed)?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Err(Error::failed(format!("{}: {}: {}", failed(), output.status, said.trim_end())))
         }
     }
+}
+
+/// The program that starts containers in a runtime's place, for a runtime whose way is known: runc itself. A script
+/// around it may do something of its own.
+async fn starter(runtime: &Path) -> Option<PathBuf> {
+    let starter = std::env::current_exe().ok()?.with_file_name("conward-start");
+    if !starter.is_file() || !is_program(runtime) {
+        return None;
+    }
+    let asked = Command::new(runtime).arg("--version").stdin(Stdio::null()).output();
+    let output = tokio::time::timeout(PATIENCE, asked).await.ok()?.ok()?;
+    (output.status.success() && output.stdout.starts_with(b"runc version ")).then_some(starter)
+}
+
+/// It is machine code.
+fn is_program(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    std::fs::File::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok()) && magic == *b"\x7fELF"
+}
+
+/// The runtime has something to do after a start, or nobody knows.
+fn after_start(bundle: &Path) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Config {
+        #[serde(default)]
+        hooks: Option<Hooks>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Hooks {
+        #[serde(default)]
+        poststart: Option<Vec<serde::de::IgnoredAny>>,
+    }
+    let config = crate::state::read::<Config>(&bundle.join("config.json"));
+    let hooks = config.map(|config| config.hooks.and_then(|hooks| hooks.poststart).unwrap_or_default());
+    hooks.map_or(true, |hooks| !hooks.is_empty())
 }
 
 /// Waits for commands that change containers, given by a server that was killed meanwhile.
@@ -254,4 +308,36 @@ pub fn find_monitor(config: &Config) -> Result<PathBuf> {
         .filter(|path| path.is_file())
         .or_else(|| in_path(OsStr::new("conward").as_ref()))
         .ok_or_else(|| Error::failed("The monitor conward is neither beside this program nor in PATH"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hooks_after_the_start_are_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(after_start(dir.path()), "nobody knows");
+        for (text, after) in [
+            ("{}", false),
+            (r#"{"process":{"args":["x"]},"hooks":null}"#, false),
+            (r#"{"hooks":{"createRuntime":[{"path":"/x"}],"poststart":[]}}"#, false),
+            (r#"{"hooks":{"poststart":[{"path":"/x"}]}}"#, true),
+            ("{", true),
+        ] {
+            std::fs::write(dir.path().join("config.json"), text).unwrap();
+            assert_eq!(after_start(dir.path()), after, "{text}");
+        }
+    }
+
+    #[test]
+    fn scripts_are_no_programs() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("runc");
+        for (text, program) in [("#!/bin/sh\nexec runc \"$@\"\n", false), ("", false), ("\x7fELF\x02", true)] {
+            std::fs::write(&script, text).unwrap();
+            assert_eq!(is_program(&script), program, "{text:?}");
+        }
+        assert!(!is_program(&dir.path().join("none")));
+    }
 }

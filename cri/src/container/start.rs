@@ -7,7 +7,6 @@ use crate::daemon::{Daemon, whole};
 use crate::error::{Error, Result};
 use crate::events::Kind;
 use crate::runtime::Handler;
-use crate::state;
 
 /// Lets a created container run.
 pub async fn start(daemon: &Arc<Daemon>, id: &str) -> Result<()> {
@@ -24,22 +23,28 @@ async fn start_it(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<()
         return Err(Error::Precondition(format!("Container {} cannot be started, it is {phase:?}", container.id())));
     }
     let handler = daemon.handlers.named(&container.record.handler)?;
-    // Before the runtime is asked: should this program die now, the time is known.
-    let again = container.state().started_at != 0;
-    container.change(|state| state.started_at = state::now())?;
-    if let Err(error) = handler.start(container.id()).await
+    let before = container.state();
+    let again = before.started_at != 0;
+    container.starts()?;
+    if let Err(error) = handler.start(container.id(), before.pid, container.bundle()).await
         && !(again && started(handler, container).await)
     {
         failed(daemon, container, &error).await;
         return Err(error);
     }
-    container.change(|state| {
-        if state.phase == Phase::Created {
-            state.phase = Phase::Running;
-        }
-    })?;
-    daemon.events.tell(Kind::Started, container.id(), &container.record.pod);
+    container.started();
+    container.tell_start(|| daemon.events.tell(Kind::Started, container.id(), &container.record.pod));
+    tokio::spawn(save(Arc::clone(daemon), Arc::clone(container)));
     Ok(())
+}
+
+/// Writes down that it runs. Nobody waits for that: after a kill it is found out, and a loss of power ends it anyway.
+async fn save(daemon: Arc<Daemon>, container: Arc<Container>) {
+    let _turn = container.turn.lock().await;
+    if daemon.container(container.id()).is_ok() {
+        let container = Arc::clone(&container);
+        let _ = tokio::task::spawn_blocking(move || container.learn(|_| ())).await;
+    }
 }
 
 /// A server that was killed meanwhile has done it.
