@@ -1,5 +1,6 @@
 //! Cgroups: where they are, what they have used, and removing them. The runtimes make those of containers.
 
+mod ahead;
 pub mod figures;
 mod parse;
 mod processes;
@@ -19,6 +20,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
 
+pub use ahead::{Ahead, ahead};
 pub use figures::Figures;
 pub use processes::{Processes, soft_open_files};
 pub use rate::Rate;
@@ -97,7 +99,7 @@ fn slice(name: &str) -> String {
 }
 
 /// The sizes of huge pages that this kernel has, as cgroups write them. They do not change.
-fn huge_sizes() -> &'static [String] {
+pub fn huge_sizes() -> &'static [String] {
     static SIZES: OnceLock<Vec<String>> = OnceLock::new();
     SIZES.get_or_init(|| {
         let Ok(entries) = fs::read_dir("/sys/kernel/mm/hugepages") else { return Vec::new() };

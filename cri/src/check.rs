@@ -10,7 +10,7 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::*;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, with_causes};
 
 /// How long the server may take to be there, and a container to say something.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,7 +43,14 @@ pub async fn check(socket: &Path, wanted: &Wanted) -> Result<String> {
     client.introduce().await?;
     client.image(&wanted.image).await?;
     let config = client.config(wanted);
-    let pod = client.pod(&config).await?;
+    let pod = match client.pod(&config).await {
+        Ok(pod) => pod,
+        Err(error) => {
+            // Nothing is in there without a pod.
+            let _ = std::fs::remove_dir(&config.log_directory);
+            return Err(error);
+        }
+    };
     let seen = client.container(&pod, &config, &wanted.image).await;
     if wanted.keep && seen.is_ok() {
         return Ok(pod);
@@ -86,7 +93,9 @@ impl Client {
         let channel = loop {
             match endpoint.connect().await {
                 Ok(channel) => break channel,
-                Err(error) if Instant::now() > until => return Err(Error::failed(format!("{}: {error}", doing()))),
+                Err(error) if Instant::now() > until => {
+                    return Err(Error::failed(format!("{}: {}; does a server run?", doing(), with_causes(&error))));
+                }
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         };

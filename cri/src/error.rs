@@ -88,6 +88,20 @@ impl<T, E: Display> Context<T> for std::result::Result<T, E> {
     }
 }
 
+/// An error with all its causes: the last one says `connection refused`.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text += &format!(": {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

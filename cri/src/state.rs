@@ -23,17 +23,31 @@ pub fn write(path: &Path, value: &impl Serialize) -> Result<()> {
 
 /// As [`write`], of bytes. A new file is on the disk when this returns; a new version of one soon after.
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    let doing = || format!("Failed to write {}", path.display());
     let known = path.exists();
+    place_bytes(path, bytes)?;
+    if known { Ok(()) } else { keep_name(path) }
+}
+
+/// As [`write`], but a new file's name is on the disk only after [`keep_name`]. Whoever comes after a kill sees it at
+/// once.
+pub fn place(path: &Path, value: &impl Serialize) -> Result<()> {
+    let bytes = serde_json::to_vec(value).context(|| format!("Failed to write {}", path.display()))?;
+    place_bytes(path, &bytes)
+}
+
+fn place_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    let doing = || format!("Failed to write {}", path.display());
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let mut file = File::create(&temporary).context(doing)?;
     file.write_all(bytes).and_then(|()| file.sync_all()).context(doing)?;
-    fs::rename(&temporary, path).context(doing)?;
-    if let Some(parent) = path.parent().filter(|_| !known) {
-        File::open(parent).and_then(|dir| dir.sync_all()).context(doing)?;
-    }
-    Ok(())
+    fs::rename(&temporary, path).context(doing)
+}
+
+/// Makes the name of a new file last.
+pub fn keep_name(path: &Path) -> Result<()> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    File::open(parent).and_then(|dir| dir.sync_all()).context(|| format!("Failed to sync {}", parent.display()))
 }
 
 /// Reads what [`write`] wrote.
@@ -126,10 +140,16 @@ impl<T: Clone + Default + Serialize + DeserializeOwned> Kept<T> {
     pub fn learn(&self, change: impl FnOnce(&mut T)) {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let next = self.changed(change);
+        self.set(next.clone());
         if let Err(error) = write(&self.file, &next) {
             tracing::error!("{error}");
         }
-        self.set(next);
+    }
+
+    /// Changes it until the next change is written down, with this.
+    pub fn suppose(&self, change: impl FnOnce(&mut T)) {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.set(self.changed(change));
     }
 
     fn changed(&self, change: impl FnOnce(&mut T)) -> T {

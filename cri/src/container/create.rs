@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_cri::v1::ContainerConfig;
 
 use super::{Container, Dirs, Phase, Record, end, facts, remove};
+use crate::cgroup;
 use crate::daemon::Daemon;
 use crate::error::{Context, Error, Result};
 use crate::events::Kind;
@@ -33,6 +34,7 @@ async fn make(daemon: &Arc<Daemon>, pod: &Arc<Pod>, config: ContainerConfig) -> 
     let _making = pod.making.read().await;
     ready(pod)?;
     facts::check(pod, &config)?;
+    let _ahead = cgroup::ahead();
     let reference = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
     let image = daemon.images_blocking(move |images| take(images, &reference)).await?;
     let id = state::new_id()?;
@@ -107,8 +109,11 @@ async fn set_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>, container: &Arc<Container>
     let handler = daemon.handlers.named(&container.record.handler)?.clone();
     let (own, pod_too, container_too, image) =
         (Arc::clone(daemon), Arc::clone(pod), Arc::clone(container), image.clone());
-    let record = daemon.blocking(move |_| facts::lay_out(&own, &pod_too, &container_too, &image)).await?;
-    state::write(&container.dirs().root.join(super::RECORD), &record)?;
+    let laid_out = daemon.blocking(move |_| facts::lay_out(&own, &pod_too, &container_too, &image));
+    let container_too = Arc::clone(container);
+    // Both to their end: nothing may go on under who unmakes it.
+    let (kept, laid_out) = tokio::join!(daemon.blocking(move |_| container_too.keep()), laid_out);
+    let record = kept.and(laid_out)?;
     let metadata = record.config.metadata.clone().unwrap_or_default();
     let pod_metadata = pod.record.config.metadata.clone().unwrap_or_default();
     let name = format!("{}_{}_{}", metadata.name, pod_metadata.name, pod_metadata.namespace);
@@ -124,7 +129,11 @@ async fn set_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>, container: &Arc<Container>
         terminal: record.config.tty,
         stdin: record.config.stdin,
     };
-    let pid = monitor::launch(&launch).await?;
+    let (container_too, record_too) = (Arc::clone(container), record.clone());
+    // The disk has time while the runtime works.
+    let found = daemon.blocking(move |_| container_too.found(&record_too));
+    let (pid, found) = tokio::join!(monitor::launch(&launch), found);
+    let pid = found.and(pid)?;
     container.change(|state| {
         state.phase = Phase::Created;
         state.pid = pid;

@@ -65,6 +65,11 @@ pub async fn finish(daemon: &Arc<Daemon>, container: &Arc<Container>, ended: Opt
         state.finished_at = ended.map_or_else(state::now, |ended| ended.finished_at).max(state.started_at);
     });
     container.ended.send_replace(true);
+    let state = container.state();
+    // It may have ended before who started it could say so.
+    if state.started_at != 0 && !state.never_started {
+        container.tell_start(|| daemon.events.tell(Kind::Started, container.id(), &container.record.pod));
+    }
     daemon.events.tell(Kind::Stopped, container.id(), &container.record.pod);
     let _turn = container.turn.lock().await;
     if let Err(error) = clean(daemon, container).await {

@@ -8,6 +8,7 @@ use conmon_proto::{Event, ExecSpec, ExitReason, OnDisconnect, Stream};
 use tokio::time::sleep;
 
 use super::Container;
+use crate::cgroup;
 use crate::daemon::Daemon;
 use crate::error::{Context, Error, Result};
 use crate::state;
@@ -46,6 +47,8 @@ pub async fn exec_sync(daemon: &Arc<Daemon>, id: &str, command: Vec<String>, tim
         output_max: CAPTURED_MAX,
         ..ExecSpec::default()
     };
+    // To the end: nobody says when the runtime has moved the process.
+    let _ahead = cgroup::ahead();
     let run = move |client: conmon_proto::Client| async move { client.exec(&spec, None).await?.wait().await };
     let result = daemon.monitors.call(container.bundle(), run).await?;
     match result.exit.reason {
@@ -75,6 +78,7 @@ pub async fn exec(daemon: &Arc<Daemon>, id: &str, wish: Wish, io: Io) -> Result<
 
 async fn run(client: conmon_proto::Client, spec: ExecSpec, io: Io, id: String, shown: String) -> Result<i32> {
     let (output, mut events) = conmon_proto::output();
+    let _ahead = cgroup::ahead();
     let exec = client.exec(&spec, Some(output)).await.map_err(|error| refused(&error))?;
     let exec = std::rc::Rc::new(exec);
     let Io { mut stdin, mut stdout, mut stderr, mut resize, gone } = io;

@@ -52,16 +52,19 @@ pub fn cgroups() -> Cgroups {
     if !unified {
         // Without accounting of swap the kernel has no such file, not even in the root.
         let swap = root.join("memory/memory.memsw.limit_in_bytes").exists();
-        return Cgroups { unified, swap, hugepages: root.join("hugetlb").exists() };
+        return Cgroups { unified, swap, hugepages: root.join("hugetlb").exists(), reserved: false };
     }
     let has = |controller: &str| {
         let text = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
         text.split_whitespace().any(|one| one == controller)
     };
     // The root has no limits; this program's own cgroup or one beside it does.
-    let swap = own_cgroup(root).is_some_and(|own| own.join("memory.swap.max").exists())
-        || fs::read_dir(root).is_ok_and(|all| all.flatten().any(|entry| entry.path().join("memory.swap.max").exists()));
-    Cgroups { unified, swap, hugepages: has("hugetlb") }
+    let limits = |file: &str| {
+        own_cgroup(root).is_some_and(|own| own.join(file).exists())
+            || fs::read_dir(root).is_ok_and(|all| all.flatten().any(|entry| entry.path().join(file).exists()))
+    };
+    let reserved = cgroup::huge_sizes().first().is_some_and(|size| limits(&format!("hugetlb.{size}.rsvd.max")));
+    Cgroups { unified, swap: limits("memory.swap.max"), hugepages: has("hugetlb"), reserved }
 }
 
 fn own_cgroup(root: &Path) -> Option<PathBuf> {

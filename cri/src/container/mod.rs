@@ -23,6 +23,7 @@ mod update;
 mod volumes;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use k8s_cri::v1::{ContainerConfig, LinuxContainerResources};
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,8 @@ pub struct Container {
     state: Kept<State>,
     /// True when the container's process has ended.
     pub ended: watch::Sender<bool>,
+    /// Whether everybody has been told that it was started.
+    start_told: Mutex<bool>,
     /// One change at a time; never held while somebody waits for an end.
     pub turn: tokio::sync::Mutex<()>,
     /// What it uses of the CPU.
@@ -134,15 +137,28 @@ impl Dirs {
 
 const RECORD: &str = "container.json";
 const STATE: &str = "state.json";
+/// In the bundle, which is gone when the container's process cannot be there: when its start was asked of the runtime.
+const STARTED: &str = "started.json";
 
 impl Container {
-    /// Takes note of a container that is to be made, before anything is made.
+    /// Takes note of a container that is to be made, before anything is made; for good with [`Container::keep`].
     pub fn begin(record: Record, dirs: Dirs) -> Result<Container> {
         use crate::error::Context;
         std::fs::create_dir_all(&dirs.root).context(|| format!("Failed to make {}", dirs.root.display()))?;
-        state::write(&dirs.root.join(RECORD), &record)?;
+        state::place(&dirs.root.join(RECORD), &record)?;
         let state = Kept::new(dirs.root.join(STATE), State::default());
         Ok(Container::new(record, state, dirs))
+    }
+
+    /// Makes what [`Container::begin`] wrote outlive a loss of power. Processes are made after that.
+    pub fn keep(&self) -> Result<()> {
+        state::keep_name(&self.dirs.root.join(RECORD))
+    }
+
+    /// Takes note of what the set-up found out, and of the state, which so far is that nothing is finished.
+    pub fn found(&self, record: &Record) -> Result<()> {
+        state::write(&self.dirs.root.join(RECORD), record)?;
+        self.change(|_| ())
     }
 
     /// Its record is there. Without, nothing was made yet, or everything else is removed.
@@ -154,15 +170,21 @@ impl Container {
     pub fn load(dirs: Dirs) -> Result<Container> {
         let record = state::read(&dirs.root.join(RECORD))?;
         // Without a state it is being made, or being removed: either way it is to be unmade.
-        let state = Kept::load(dirs.root.join(STATE))?;
+        let state = Kept::<State>::load(dirs.root.join(STATE))?;
+        if state.get().started_at == 0 {
+            let started_at = state::read(&dirs.run.join(STARTED)).unwrap_or_default();
+            state.suppose(|state| state.started_at = started_at);
+        }
         Ok(Container::new(record, state, dirs))
     }
 
     fn new(record: Record, state: Kept<State>, dirs: Dirs) -> Container {
-        let ended = watch::Sender::new(matches!(state.get().phase, Phase::Exited));
+        let phase = state.get().phase;
+        let ended = watch::Sender::new(matches!(phase, Phase::Exited));
+        let start_told = Mutex::new(!matches!(phase, Phase::Creating | Phase::Created));
         let turn = tokio::sync::Mutex::default();
         let (rate, layer) = (Rate::default(), layer::Memo::default());
-        Container { record, state, ended, turn, rate, layer, dirs }
+        Container { record, state, ended, start_told, turn, rate, layer, dirs }
     }
 
     /// The same container with what its set-up found out.
@@ -196,6 +218,33 @@ impl Container {
     /// See [`Kept::learn`].
     pub fn learn(&self, change: impl FnOnce(&mut State)) {
         self.state.learn(change);
+    }
+
+    /// Takes note of a start that is to be asked of the runtime: should this program die now, the time is known, and
+    /// that it may have been done.
+    pub fn starts(&self) -> Result<()> {
+        let now = state::now();
+        state::write(&self.dirs.run.join(STARTED), &now)?;
+        self.state.suppose(|state| state.started_at = now);
+        Ok(())
+    }
+
+    /// Takes note that it was started, which [`Container::starts`] lets find out whoever comes after a kill; to be
+    /// written with [`Container::learn`].
+    pub fn started(&self) {
+        self.state.suppose(|state| {
+            if state.phase == Phase::Created {
+                state.phase = Phase::Running;
+            }
+        });
+    }
+
+    /// Tells of the start, once. Who tells of the end comes here before, so that nobody hears of that first.
+    pub fn tell_start(&self, tell: impl FnOnce()) {
+        let mut told = self.start_told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut *told, true) {
+            tell();
+        }
     }
 
     /// What has a pid and answers.

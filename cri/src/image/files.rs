@@ -36,6 +36,13 @@ pub fn write(temp: &Path, path: &Path, data: &[u8]) -> Result<()> {
     sync_parent(path)
 }
 
+/// As [`write`] for who comes after a kill; after a loss of power it may be anything. For what is no longer so then.
+pub fn write_for_now(temp: &Path, path: &Path, data: &[u8]) -> Result<()> {
+    fs::write(temp, data)
+        .and_then(|()| fs::rename(temp, path))
+        .context(|| format!("Failed to write {}", path.display()))
+}
+
 /// Makes the names in a directory last.
 pub fn sync_parent(path: &Path) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));

@@ -170,7 +170,8 @@ impl Store {
 
     fn record(&self, dir: &Path, mounts: &Mounts) -> Result<()> {
         let text = serde_json::to_vec(mounts).context(|| "Failed to describe mounts")?;
-        files::write(&dir.join(".mounts.json"), &dir.join(FILE), &text)
+        // A loss of power ends the mounts, and the processes that need the layers.
+        files::write_for_now(&dir.join(".mounts.json"), &dir.join(FILE), &text)
     }
 
     /// The trees of layers, the topmost first. A layer that an image has twice counts where it is higher: overlayfs

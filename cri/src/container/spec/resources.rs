@@ -1,6 +1,6 @@
 //! Resources: what may be asked for, as the runtime-spec has it, and what they are after an update.
 
-use k8s_cri::v1::{LinuxContainerResources, LinuxContainerSecurityContext};
+use k8s_cri::v1::{HugepageLimit, LinuxContainerResources, LinuxContainerSecurityContext};
 use serde_json::{Value, json};
 
 use super::Device;
@@ -14,6 +14,8 @@ pub struct Cgroups {
     /// Swap is counted.
     pub swap: bool,
     pub hugepages: bool,
+    /// Version 2 counts reservations of huge pages, too, with a limit of their own.
+    pub reserved: bool,
 }
 
 /// A container's resources with what it may do with devices.
@@ -177,18 +179,37 @@ pub fn updated(
     if after.cpu_quota == -1 && before.is_none_or(|before| before.cpu_quota <= 0) {
         leave_quota(&mut oci);
     }
+    if cgroups.unified && cgroups.hugepages {
+        let known = before.map_or(&[] as &[_], |before| &before.hugepage_limits);
+        name_huge_pages(
+            &mut oci,
+            after.hugepage_limits.iter().filter(|limit| !known.contains(limit)),
+            cgroups.reserved,
+        );
+    }
     let oci = serde_json::to_vec(&oci).context(|| "Failed to write resources")?;
     Ok((after, oci))
 }
 
+/// Limits of huge pages once more, as files: runc passes over the others in an update. Only those that change, since the
+/// kubelet repeats all of them whatever it updates.
+fn name_huge_pages<'a>(all: &mut Value, changed: impl Iterator<Item = &'a HugepageLimit>, reserved: bool) {
+    for limit in changed {
+        for kind in if reserved { &["max", "rsvd.max"][..] } else { &["max"] } {
+            let value = &mut all["unified"][format!("hugetlb.{}.{kind}", limit.page_size)];
+            if value.is_null() {
+                *value = json!(limit.limit.to_string());
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use k8s_cri::v1::HugepageLimit;
-
     use super::*;
 
-    const ALL: Cgroups = Cgroups { unified: true, swap: true, hugepages: true };
-    const NONE: Cgroups = Cgroups { unified: false, swap: false, hugepages: false };
+    const ALL: Cgroups = Cgroups { unified: true, swap: true, hugepages: true, reserved: true };
+    const NONE: Cgroups = Cgroups { unified: false, swap: false, hugepages: false, reserved: false };
 
     fn memory(limit: i64, swap: i64) -> LinuxContainerResources {
         LinuxContainerResources { memory_limit_in_bytes: limit, memory_swap_limit_in_bytes: swap, ..Default::default() }
@@ -260,6 +281,31 @@ mod tests {
         assert_eq!((after.cpu_shares, after.memory_limit_in_bytes, after.oom_score_adj), (100, 2, 7));
         let oci: Value = serde_json::from_slice(&oci).unwrap();
         assert_eq!(oci, json!({ "cpu": { "shares": 100 }, "memory": { "limit": 2 } }));
+    }
+
+    #[test]
+    fn changed_huge_pages_are_named_as_files() {
+        let with = |sizes: &[(&str, u64)]| LinuxContainerResources {
+            hugepage_limits: sizes
+                .iter()
+                .map(|(size, limit)| HugepageLimit { page_size: (*size).into(), limit: *limit })
+                .collect(),
+            ..Default::default()
+        };
+        let before = with(&[("2MB", 4), ("1GB", 0)]);
+        let sent = |change, cgroups| -> Value {
+            serde_json::from_slice(&updated(Some(&before), &change, cgroups).unwrap().1).unwrap()
+        };
+        let files = json!({ "hugetlb.2MB.max": "8", "hugetlb.2MB.rsvd.max": "8" });
+        assert_eq!(sent(with(&[("2MB", 8), ("1GB", 0)]), ALL)["unified"], files);
+        let older = Cgroups { reserved: false, ..ALL };
+        assert_eq!(sent(with(&[("2MB", 8)]), older)["unified"], json!({ "hugetlb.2MB.max": "8" }));
+        assert_eq!(sent(before.clone(), ALL)["unified"], Value::Null);
+        assert_eq!(sent(with(&[("2MB", 8)]), NONE), json!({}));
+        let mut own = with(&[("2MB", 8)]);
+        own.unified.insert("hugetlb.2MB.max".into(), "9".into());
+        let files = json!({ "hugetlb.2MB.max": "9", "hugetlb.2MB.rsvd.max": "8" });
+        assert_eq!(sent(own, ALL)["unified"], files);
     }
 
     #[test]

@@ -1,10 +1,8 @@
 //! Why a pull fails, and whether another attempt is worth it.
 
-use std::error::Error as StdError;
-
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 
-use crate::error::Error;
+use crate::error::{Error, with_causes};
 
 pub type Step<T> = std::result::Result<T, Failure>;
 
@@ -52,7 +50,7 @@ impl From<Error> for Failure {
 
 impl From<OciDistributionError> for Failure {
     fn from(error: OciDistributionError) -> Failure {
-        let text = whole_text(&error);
+        let text = with_causes(&error);
         let kind = match &error {
             OciDistributionError::RequestError(_) | OciDistributionError::IoError(_) => FailureKind::Unavailable,
             OciDistributionError::ServerError { code, .. } if *code >= 500 || *code == 429 => FailureKind::Unavailable,
@@ -71,20 +69,6 @@ impl From<OciDistributionError> for Failure {
         };
         Failure { text, kind }
     }
-}
-
-/// An error with all its causes: the last one says `connection refused`.
-pub fn whole_text(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text += &format!(": {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 pub fn bad<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Failure {

@@ -12,11 +12,11 @@ use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference, RegistryOperation};
 
-use super::failure::{Failure, FailureKind, Step, bad, whole_text};
+use super::failure::{Failure, FailureKind, Step, bad};
 use super::manifest::{Documents, MANIFESTS, Manifest, choose};
 use super::part::{CHUNK, Part};
 use crate::config;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, with_causes};
 use crate::image::auth::{self, Credentials};
 use crate::image::files;
 
@@ -55,7 +55,7 @@ impl Remote {
             ..ClientConfig::default()
         };
         let client = Client::try_from(config).map_err(|error| {
-            Error::failed(format!("Failed to set up a client for {registry}: {}", whole_text(&error)))
+            Error::failed(format!("Failed to set up a client for {registry}: {}", with_causes(&error)))
         })?;
         Ok(Remote { client, reference: reference.clone(), auth: credentials.to_auth()?, patience })
     }
