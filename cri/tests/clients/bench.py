@@ -135,7 +135,7 @@ def helpers(s):
 
 
 def alone(s, scratch, times):
-    """What runc itself takes to create and start one of our containers: nobody can be faster with it."""
+    """What runc itself takes to create and start one of our containers, called as anybody would."""
     pod = s.host_pod("alone")
     container = s.run(pod, ["sleep", "1000000"])
     bundle = scratch / "alone"

@@ -248,6 +248,52 @@ def start_error(s):
 
 
 @case
+def start_unfinished(s):
+    """Kills while a start is under way, and after it, before the server takes note: it runs, and was started once"""
+    t = s.types
+    pod = s.host_pod("start-unfinished")
+    s.ids.add(pod[0])
+    for meanwhile in [False, True]:
+        container = s.create(pod, "echo once; exec sleep 1000", name=f"meanwhile-{meanwhile}")
+        pid = int((s.dir / "run/containers" / container / "container.pid").read_text())
+        os.kill(pid, signal.SIGSTOP)
+        s.runtime.StartContainer.future(t.StartContainerRequest(container_id=container))
+        until(lambda: starting(container), "somebody waits for the container's process")
+        s.stop(signal.SIGKILL)
+        if meanwhile:
+            # The next server waits for what this one has begun.
+            threading.Timer(1, os.kill, (pid, signal.SIGCONT)).start()
+        else:
+            os.kill(pid, signal.SIGCONT)
+            until(lambda: not starting(container), "the start is done")
+        s.start()
+        status = s.status(container)
+        same("state", status.state, t.CONTAINER_RUNNING)
+        check(status.started_at >= status.created_at, f"started at {status.started_at}")
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "Running"):
+            s.begin(container)
+        until(lambda: s.said(container) == b"once\n", "it says what it says, once")
+        kill(s)
+        same("state", s.status(container).state, t.CONTAINER_RUNNING)
+        s.end(container, 0)
+        same("exit code", s.status(container).exit_code, 137)
+    for number in range(5):
+        container = s.run(pod, "exec sleep 1000", name=f"answered-{number}")
+        kill(s)
+        status = s.status(container)
+        same("state after the answer", status.state, t.CONTAINER_RUNNING)
+        check(status.started_at >= status.created_at, f"started at {status.started_at}")
+    s.remove_pod(pod)
+    nothing_left(s)
+
+
+def starting(container):
+    """Processes that start a container."""
+    lines = [text(process / "cmdline").split("\0") for process in pathlib.Path("/proc").iterdir() if process.name.isdigit()]
+    return [words for words in lines if "start" in words and container in words]
+
+
+@case
 def no_monitor(s):
     """A monitor is killed: its container can be stopped and removed, and nobody claims to know its end"""
     t = s.types

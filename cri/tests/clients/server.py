@@ -58,7 +58,7 @@ class Server:
             options=[("grpc.max_receive_message_length", 64 << 20), ("grpc.enable_http_proxy", 0),
                      # Nothing that an older channel has found out about this socket.
                      ("grpc.use_local_subchannel_pool", 1),
-                     # grpc's own is the socket's path in a form that no host can have; Go's library says localhost, too.
+                     # As the kubelet and crictl have it from 1.31 on; the case `authority` has what others say.
                      ("grpc.default_authority", "localhost")],
         )
         self.runtime = self.stubs.RuntimeServiceStub(channel)
