@@ -206,9 +206,9 @@ fn the_specification_names_tests_that_exist() {
     assert_eq!(places, PLACES.into_iter().collect());
 }
 
-const PLACES: [&str; 16] = [
-    "bench", "budgets", "compat", "cri", "cri-unit", "fuzz", "loss", "oom", "packages", "podman", "runc", "service",
-    "splitter", "systemd", "unit", "vm",
+const PLACES: [&str; 17] = [
+    "bench", "budgets", "compat", "cri", "cri-unit", "cri-vm", "fuzz", "loss", "oom", "packages", "podman", "runc",
+    "service", "splitter", "systemd", "unit", "vm",
 ];
 
 /// Whether a test of this name stands where the first word says.
@@ -237,10 +237,15 @@ fn exists(place: &str, name: &str) -> bool {
         "splitter" => file("tests/splitter.rs").contains(&format!("fn {name}()")),
         "oom" => file("tests/oom.rs").contains(&format!("\"{name}\"")),
         "unit" => tests_of("src").contains(name),
+        "cri-vm" => below("cri/tests/cgroup2").contains(&format!("\"{name}\"")),
         "cri-unit" => tests_of("cri").contains(name),
         "cri" => {
             let (suite, case) = name.split_once('/').unwrap_or_default();
-            file(&format!("cri/tests/clients/{suite}.py")).contains(&format!("\n@case\ndef {case}("))
+            let def = format!("\n@case\ndef {case}(");
+            match suite {
+                "every_rpc" => texts_below("cri/tests/clients/calls", "py").contains(&def),
+                _ => file(&format!("cri/tests/clients/{suite}.py")).contains(&def),
+            }
         }
         "fuzz" => file("fuzz/Cargo.toml").contains(&format!("\"fuzz_targets/{name}.rs\"")),
         "bench" => file("benches/side_by_side/measures.rs").contains(&format!("name: \"{name}\"")),
@@ -275,6 +280,11 @@ fn tests_of(dir: &str) -> BTreeSet<String> {
 
 /// All Rust code in a directory.
 fn below(dir: &str) -> String {
+    texts_below(dir, "rs")
+}
+
+/// What is in the files of a directory whose names end so.
+fn texts_below(dir: &str, kind: &str) -> String {
     let mut text = String::new();
     let mut rooms = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)];
     while let Some(room) = rooms.pop() {
@@ -282,7 +292,7 @@ fn below(dir: &str) -> String {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 rooms.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|extension| extension == kind) {
                 text += &std::fs::read_to_string(&path).expect("a source file");
             }
         }

@@ -44,7 +44,8 @@ impl Rig {
             return if named.is_file() { Ok(named) } else { Err(why) };
         }
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let near = ["..", "../.."].map(|up| here.join(up).join("shared/rigs").join(name));
+        // Beside the repository or a level above it, seen from the repository or from a crate in it.
+        let near = ["..", "../..", "../../.."].map(|up| here.join(up).join("shared/rigs").join(name));
         let found = near.into_iter().find(|path| path.is_file());
         found.ok_or(format!("no {name}: {variable} names none, and none is beside the repository"))
     }

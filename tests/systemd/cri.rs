@@ -66,7 +66,7 @@ fn programs(monitor: &Monitor) -> Outcome<Vec<(&'static str, PathBuf)>> {
         let why = || Fail::Skip(format!("no {name}: RUSTFLAGS= cargo build --package conward-cri"));
         Ok((name, newest.ok_or_else(why)?))
     };
-    ["conward-cri", "conward-hold"].into_iter().map(built).collect()
+    ["conward-cri", "conward-hold", "conward-start"].into_iter().map(built).collect()
 }
 
 /// Runs a pod that stays; its id, and that of its container.
