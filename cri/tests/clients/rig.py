@@ -136,14 +136,19 @@ class Front:
     """A proxy before a registry that takes note of requests and can be slow with what is large."""
 
     def __init__(self, registry, pause=0.0):
-        self.registry, self.pause, self.seen, self.on = registry, pause, [], True
+        self.registry, self.pause, self.seen, self.busy = registry, pause, [], 0
+        self.count = threading.Lock()
         front = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                front.pass_on(self)
+                front.at_work(1)
+                try:
+                    front.pass_on(self)
+                finally:
+                    front.at_work(-1)
 
             do_HEAD = do_GET
 
@@ -155,6 +160,14 @@ class Front:
         self.server.handle_error = lambda *_: None
         self.host = f"127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def at_work(self, change):
+        with self.count:
+            self.busy += change
+
+    def idle(self):
+        """Whether nobody is being answered: who hangs up in the middle is noticed by the next write."""
+        return self.busy == 0
 
     def pass_on(self, request):
         self.seen.append((request.path, request.headers.get("Range")))

@@ -146,7 +146,7 @@ impl Store {
             return Ok(());
         }
         let lock = self.pulls().layer(&layer.digest);
-        let _alone = lock.lock().await;
+        let alone = lock.lock_owned().await;
         // Somebody else's pull may have brought it while we waited.
         if self.has_layer(diff_id) {
             return Ok(());
@@ -155,10 +155,12 @@ impl Store {
         let path = self.dir().join("partial").join(hex);
         remote.download(layer, &path).await?;
         let (store, digest, diff_id) = (self.clone(), layer.digest.clone(), diff_id.to_owned());
-        spawn_blocking(move || store.unpack_layer(&path, &digest, &diff_id))
-            .await
-            .map_err(|error| Failure::fatal(error.to_string()))?
-            .map_err(Failure::from)
+        // Unpacking goes on when nobody waits for it any more, and the next pull must not come in between.
+        let unpack = move || {
+            let _alone = alone;
+            store.unpack_layer(&path, &digest, &diff_id)
+        };
+        spawn_blocking(unpack).await.map_err(|error| Failure::fatal(error.to_string()))?.map_err(Failure::from)
     }
 
     fn unpack_layer(&self, path: &Path, digest: &str, diff_id: &str) -> Result<()> {
