@@ -117,7 +117,8 @@ impl Monitor<'_> {
     pub(super) fn receive(&mut self, id: u32) -> Turn {
         for _ in 0..ROUNDS {
             let Some(client) = self.attach.as_mut().and_then(|attach| attach.client(id)) else { return Turn::Wait };
-            if !client.readable || !self.session.input.ready() {
+            // Of one who types no more only its leaving is to be heard, which waits for nobody.
+            if !client.readable || (client.types() && !self.session.input.ready()) {
                 return Turn::Wait;
             }
             match client.receive(self.read_buffer.bytes()) {

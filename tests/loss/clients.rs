@@ -27,6 +27,7 @@ pub fn cases() -> Vec<Case> {
             rotated(m, false, true)
         }),
         Case::new("stall/gone", "P2", "a client that never read leaves", gone),
+        Case::new("stall/gone-listener", "P2", "a client that only listened leaves while stdin is full", gone_listener),
         Case::new("stall/none-back-pressure", "P2", "without a log the stream waits for its reader", back_pressure),
         Case::new("stall/none-end-in-time", "P2", "without a log the exit is recorded in time", none_ends),
         Case::new("stall/none-killed", "P2", "the same when the container is killed while it waits", none_killed),
@@ -161,6 +162,27 @@ fn gone(monitor: &Monitor) -> Outcome {
     descriptors_back(&live, before)?;
     live.go()?;
     conclude(&live, LINES, total, 4)
+}
+
+/// Who types no more does not wait for the container to take what others type.
+fn gone_listener(monitor: &Monitor) -> Outcome {
+    let mut scene = scene(monitor, "read line; echo $line; go; cat >/dev/null; exit 4")?;
+    let live = scene.flag("-i").start()?;
+    let before = settled(&live)?;
+    let listener = live.attach()?;
+    listener.half_close()?;
+    let typist = live.attach()?;
+    typist.send(b"both are known\n")?;
+    same("answer", listener.packet()?, Some((STDOUT, b"both are known\n".to_vec())))?;
+    for _ in 0..64 {
+        typist.send_now(&[b'x'; 30_000])?;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(listener);
+    descriptors_back(&live, before + 1)?;
+    live.go()?;
+    drop(typist);
+    same("status", ended(&live)?, 4)
 }
 
 /// The monitor's descriptors when it has been started and opens no more of them.

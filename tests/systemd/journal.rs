@@ -146,12 +146,22 @@ const MANY: &str = "seq 1 100000";
 const MANY_BYTES: u64 = 588_895;
 
 fn burst(monitor: &Monitor) -> Outcome {
-    let machine = Box::boot(monitor)?;
-    let container = Container::start(&machine, MANY, "", "")?;
-    container.end()?;
-    same("bytes and lost", container.stdout()?, (MANY_BYTES, 0))?;
-    let seen = machine.ok(&format!("journalctl --sync; journalctl -q -o cat {WEB} | grep . | sha256sum"))?;
-    same("the journal", seen, machine.ok("seq 1 100000 | sha256sum")?)
+    // A journald that a loaded machine stops for longer than it is waited for is not one that gets on: then what it did
+    // not take must be counted, and it gets another chance.
+    for last in [false, false, true] {
+        let machine = Box::boot(monitor)?;
+        let container = Container::start(&machine, MANY, "", "")?;
+        container.end()?;
+        if !last && container.stdout()?.1 > 0 {
+            accounted_for(&machine, &container)?;
+            continue;
+        }
+        same("bytes and lost", container.stdout()?, (MANY_BYTES, 0))?;
+        let seen = machine.ok(&format!("journalctl --sync; journalctl -q -o cat {WEB} | grep . | sha256sum"))?;
+        same("the journal", seen, machine.ok("seq 1 100000 | sha256sum")?)?;
+        break;
+    }
+    Ok(())
 }
 
 const JOURNALD: &str = "J=$(systemctl show -p MainPID --value systemd-journald)";
