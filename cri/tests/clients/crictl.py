@@ -49,11 +49,11 @@ class Crictl:
         return subprocess.Popen(["crictl", *words], env=self.environment, **streams)
 
     def call(self, *words, given=None, status=0):
-        """What it prints; `status` is the exit status that is right."""
+        """What it prints; `status` is the exit status that is right, or several are."""
         done = subprocess.run(["crictl", *words], env=self.environment, capture_output=True, timeout=PATIENCE,
                               **({"stdin": subprocess.DEVNULL} if given is None else {"input": given}))
         said = f"crictl {' '.join(words)}: {done.returncode}: {done.stdout[-2000:]!r} {done.stderr[-2000:]!r}"
-        check(done.returncode == status, said)
+        check(done.returncode in (status if isinstance(status, tuple) else (status,)), said)
         return done.stdout
 
     def text(self, *words):
@@ -102,7 +102,7 @@ def about(c):
     conditions = c.json("info")["status"]["conditions"]
     same("conditions", {each["type"]: each["status"] for each in conditions}, {"RuntimeReady": True, "NetworkReady": True})
     c.call("config", "--set", "timeout=30")
-    same("config", c.text("config", "--get", "timeout"), "30s")
+    check(c.text("config", "--get", "timeout").startswith("30"), "config")
     check("cgroup" in c.text("runtime-config").lower(), "the cgroup driver")
     check("crictl" in c.text("completion", "bash"), "completion")
 
@@ -117,7 +117,7 @@ def images(c):
         check("Image is up to date" in c.text("pull", name), "pull")
         (image,) = [image for image in c.json("images", "-o", "json")["images"] if name in image["repoTags"]]
         same("inspecti", c.json("inspecti", name)["status"]["id"], image["id"])
-        (files,) = c.json("imagefsinfo")["status"]["imageFilesystems"]
+        (files,) = c.json("imagefsinfo", "-o", "json")["status"]["imageFilesystems"]
         check(pathlib.Path(files["fsId"]["mountpoint"]).exists(), "the mountpoint exists")
         c.call("rmi", name)
         check(name not in c.text("images"), "it is removed")
@@ -195,7 +195,7 @@ def execs(c):
     for transport in ("spdy", "websocket"):
         words = ["exec", "--transport", transport]
         same(transport, c.call(*words, "-i", container, "cat", given=b"typed\n" * 10_000), b"typed\n" * 10_000)
-        c.call(*words, container, "sh", "-c", "exit 7", status=1)
+        c.call(*words, container, "sh", "-c", "exit 7", status=(1, 7))  # Older versions have one status for all.
         check("a terminal" in on_terminal(c, [*words, "-it", container, "sh", "-c", "test -t 0 && echo a terminal"], ""),
               f"a terminal by {transport}")
     c.call("rmp", "-f", pod)
