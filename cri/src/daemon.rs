@@ -1,5 +1,7 @@
 //! Everything that one server is: configuration, stores, tables, handles.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
@@ -36,6 +38,8 @@ pub struct Daemon {
     pub handlers: Handlers,
     /// Cgroups are made by systemd.
     pub systemd: bool,
+    /// Pods can have user namespaces.
+    pub user_namespaces: bool,
     pub images: Arc<Store>,
     pub network: Network,
     pub monitors: Monitors,
@@ -49,19 +53,35 @@ pub struct Daemon {
     pub streaming: OnceLock<Streaming>,
 }
 
+/// Where everything is. The ways to containers are open for the roots of user namespaces; what is at their ends is not
+/// for everybody.
+fn directories(config: &Config) -> Result<()> {
+    let make = |dir: PathBuf, mode: u32| {
+        let doing = || format!("Failed to make {}", dir.display());
+        std::fs::create_dir_all(&dir).context(doing)?;
+        std::fs::set_permissions(&dir, Permissions::from_mode(mode)).context(doing)
+    };
+    make(config.run.clone(), 0o755)?;
+    for kind in ["pods", "containers"] {
+        make(config.run.join(kind), 0o711)?;
+        make(config.root.join(kind), 0o700)?;
+    }
+    Ok(())
+}
+
 impl Daemon {
     /// Opens the stores and takes over what is there: pods, containers, monitors.
     pub async fn open(config: Config) -> Result<Arc<Daemon>> {
-        for dir in [&config.root, &config.run] {
-            std::fs::create_dir_all(dir).context(|| format!("Failed to make {}", dir.display()))?;
-        }
+        directories(&config)?;
+        let images = Arc::new(Store::open(&config)?);
         let systemd = runtime::uses_systemd(config.cgroup_driver);
         let hybrid = !crate::cgroup::unified();
         let daemon = Arc::new(Daemon {
             monitor: runtime::find_monitor(&config)?,
             handlers: Handlers::find(&config, systemd, hybrid).await?,
             systemd,
-            images: Arc::new(Store::open(&config)?),
+            user_namespaces: sandbox::user_namespaces(&config, &images),
+            images,
             network: Network::new(&config)?,
             monitors: Monitors::start()?,
             pods: Table::default(),

@@ -77,8 +77,8 @@ struct Options {
 fn main() -> ExitCode {
     // A child that makes namespaces is this program, too; it has no options that are for people.
     let mut words = std::env::args_os().skip(1);
-    if words.next().is_some_and(|word| word == sandbox::namespaces::PIN_WORD) {
-        return sandbox::namespaces::pin_main(words);
+    if words.next().is_some_and(|word| word == sandbox::namespaces::WORD) {
+        return sandbox::namespaces::main(words);
     }
     match run(Words::parse()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -13,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Context, Error, Result};
+use crate::idmap::UserMaps;
 
 /// Writes a JSON document as a whole: what is there after a power failure is this, or what was there before.
 pub fn write(path: &Path, value: &impl Serialize) -> Result<()> {
@@ -39,7 +41,9 @@ fn place_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     let doing = || format!("Failed to write {}", path.display());
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
-    let mut file = File::create(&temporary).context(doing)?;
+    // Environments of containers have secrets.
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary).context(doing)?;
     file.write_all(bytes).and_then(|()| file.sync_all()).context(doing)?;
     fs::rename(&temporary, path).context(doing)
 }
@@ -55,6 +59,21 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let doing = || format!("Failed to read {}", path.display());
     let bytes = fs::read(path).context(doing)?;
     serde_json::from_slice(&bytes).context(doing)
+}
+
+/// Makes a directory that no other user of this machine looks into: there are secrets in it, and programs of images, which
+/// may run as root whoever starts them. The root of a pod's user namespace has to find its way through.
+pub fn own_dir(path: &Path, users: Option<UserMaps>) -> Result<()> {
+    let doing = || format!("Failed to make {}", path.display());
+    fs::create_dir_all(path).context(doing)?;
+    let mode = match users {
+        None => 0o700,
+        Some(maps) => {
+            chown(path, None, Some(maps.gids.host)).context(doing)?;
+            0o710
+        }
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).context(doing)
 }
 
 /// Removes a directory with all that is in it; one that is not there is fine.

@@ -7,6 +7,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 fn main() {
+    // It is started by a descriptor, which would be its name.
+    let _ = nix::sys::prctl::set_name(c"conward-hold");
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
         signals.add(signal);

@@ -12,6 +12,7 @@ use super::{Container, Record, cdi, devices, host, relabel, volumes};
 use crate::cgroup;
 use crate::daemon::Daemon;
 use crate::error::{Context, Error, Result};
+use crate::idmap::UserMaps;
 use crate::image::{Image, Mount};
 use crate::sandbox::Pod;
 use crate::state;
@@ -66,7 +67,28 @@ pub fn check(pod: &Pod, config: &k8s_cri::v1::ContainerConfig) -> Result<()> {
     if context.privileged && !pod_is {
         return Err(Error::invalid(format!("A privileged container needs a privileged pod, and {} is none", pod.id())));
     }
+    check_users(pod, &context, &config.mounts)?;
     config.mounts.iter().try_for_each(mounts::check)
+}
+
+/// All containers of a pod, and what is mounted in them, have the ids of the pod.
+fn check_users(pod: &Pod, context: &LinuxContainerSecurityContext, mounts: &[k8s_cri::v1::Mount]) -> Result<()> {
+    let pods = pod.users()?.map(|users| users.maps);
+    if let Some(modes) = context.namespace_options.as_ref().filter(|modes| modes.userns_options.is_some()) {
+        if UserMaps::asked(modes)? != pods {
+            return Err(Error::invalid(format!("userns_options are not those of pod {}", pod.id())));
+        }
+        if pods.is_some() && modes.pid == NamespaceMode::Node as i32 {
+            return Err(Error::invalid("A container with a user namespace cannot have the pid namespace of the host"));
+        }
+    }
+    for mount in mounts.iter().filter(|mount| !(mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty())) {
+        let whose = format!("Mount {}", mount.container_path);
+        if Some(UserMaps::of(&mount.uid_mappings, &mount.gid_mappings, &whose)?) != pods {
+            return Err(Error::invalid(format!("{whose}: its id mappings are not those of pod {}", pod.id())));
+        }
+    }
+    Ok(())
 }
 
 fn context(config: &k8s_cri::v1::ContainerConfig) -> LinuxContainerSecurityContext {
@@ -78,9 +100,11 @@ pub fn lay_out(daemon: &Arc<Daemon>, pod: &Arc<Pod>, container: &Arc<Container>,
     let (config, rootfs) = (&container.record.config, container.dirs().rootfs());
     let context = context(config);
     let labels = security::labels(&context, host::selinux(), pod.id());
-    fs::create_dir_all(&rootfs).context(|| format!("Failed to make {}", rootfs.display()))?;
-    daemon.images.mount(image, container.id(), &rootfs, &Mount { read_only: false, label: labels.files.clone() })?;
-    let config = &volumes::mount(&daemon.images, container)?;
+    let users = pod.users()?;
+    state::own_dir(container.bundle(), users.as_ref().map(|users| users.maps))?;
+    let how = Mount { read_only: false, label: labels.files.clone(), users: users.clone() };
+    daemon.images.mount(image, container.id(), &rootfs, &how)?;
+    let config = &volumes::mount(&daemon.images, container, users.as_ref())?;
     let user = user(&context, image, &rootfs)?;
     let handler = daemon.handlers.named(&container.record.handler)?;
     let own = host::Capabilities::own()?;
@@ -92,6 +116,7 @@ pub fn lay_out(daemon: &Arc<Daemon>, pod: &Arc<Pod>, container: &Arc<Container>,
         host_name,
         cgroups_path: cgroups_path(&pod.record.cgroup_parent, container.id(), daemon.systemd),
         namespaces: namespaces(daemon, pod, &context)?,
+        users: users.map(|users| users.maps),
         files: files(pod),
         shm: own_ipc(pod).then(|| pod.run_dir().join("shm")),
         sources: sources(config, &labels)?,
@@ -187,6 +212,9 @@ fn namespaces(
 ) -> Result<Vec<(&'static str, Option<PathBuf>)>> {
     let ns = pod.run_dir().join("ns");
     let mut all = Vec::new();
+    if let Some(users) = pod.users()? {
+        all.push(("user", Some(users.namespace)));
+    }
     if !pod.on_host_network() {
         all.push(("network", Some(ns.join("net"))));
         all.push(("uts", Some(ns.join("uts"))));

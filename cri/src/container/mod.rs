@@ -143,8 +143,7 @@ const STARTED: &str = "started.json";
 impl Container {
     /// Takes note of a container that is to be made, before anything is made; for good with [`Container::keep`].
     pub fn begin(record: Record, dirs: Dirs) -> Result<Container> {
-        use crate::error::Context;
-        std::fs::create_dir_all(&dirs.root).context(|| format!("Failed to make {}", dirs.root.display()))?;
+        state::own_dir(&dirs.root, None)?;
         state::place(&dirs.root.join(RECORD), &record)?;
         let state = Kept::new(dirs.root.join(STATE), State::default());
         Ok(Container::new(record, state, dirs))

@@ -1,4 +1,5 @@
-//! Image volumes: the files of an image, read-only, in a container of another image.
+//! Mounts that are not bound from where the request says: the files of an image, read-only, in a container of another
+//! image, and directories of the host for a pod whose user namespace has other ids.
 //!
 //! Each is mounted below the container's run directory and bound from there. The store writes it down before it mounts,
 //! as it does for the root file system, and unmounts it with that.
@@ -8,26 +9,35 @@ use std::path::{Path, PathBuf};
 use k8s_cri::v1::{ContainerConfig, Mount};
 use serde_json::{Value, json};
 
-use super::Container;
+use super::{Container, host};
 use crate::error::{Error, Result};
+use crate::idmap::Users;
 use crate::image::{self, Store};
 
 const DIR: &str = "volumes";
+const MAPPED: &str = "mapped";
 
 /// What the kubelet promises for files that come from an image.
 const OPTIONS: [&str; 3] = ["noexec", "nosuid", "nodev"];
 
-/// Mounts the images that the request names as volumes; gives back the request with their directories in their place.
-pub fn mount(images: &Store, container: &Container) -> Result<ContainerConfig> {
+/// Mounts the images that the request names as volumes; and shows others with the ids of the pod; gives back the request
+/// with their directories in their place.
+pub fn mount(images: &Store, container: &Container, users: Option<&Users>) -> Result<ContainerConfig> {
     let mut config = container.record.config.clone();
     for (number, mount) in config.mounts.iter_mut().enumerate() {
         if let Some(reference) = reference(mount)? {
             let image = images.find(&reference).ok_or_else(|| Error::missing("image", reference))?;
             let target = dir(container).join(number.to_string());
-            images.mount(&image, container.id(), &target, &image::Mount { read_only: true, label: None })?;
+            let how = image::Mount { read_only: true, label: None, users: users.cloned() };
+            images.mount(&image, container.id(), &target, &how)?;
             mount.host_path = target.to_string_lossy().into_owned();
             mount.image = None;
             mount.readonly = true;
+        } else if let Some(users) = users.filter(|_| !mount.uid_mappings.is_empty()) {
+            let (source, target) = (host::source(&mount.host_path)?, container.dirs().run.join(MAPPED));
+            let target = target.join(number.to_string());
+            images.mount_mapped(&source.path, container.id(), &target, users)?;
+            mount.host_path = target.to_string_lossy().into_owned();
         }
     }
     Ok(config)

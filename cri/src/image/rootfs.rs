@@ -4,16 +4,18 @@
 //! can be unmounted and removed by whoever comes after a kill.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::mount::MsFlags;
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,7 @@ use super::load::Broken;
 use super::store::Store;
 use super::{Image, Source};
 use crate::error::{Context, Error, Result};
+use crate::idmap::{self, Users};
 
 /// How an image is mounted.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +33,8 @@ pub struct Mount {
     pub read_only: bool,
     /// SELinux: the context of every file.
     pub label: Option<String>,
+    /// The user namespace whose ids the files are to have.
+    pub users: Option<Users>,
 }
 
 /// What is below a container, as its file has it.
@@ -55,7 +60,7 @@ impl Store {
             }
         };
         let dir = self.container_dir(container)?;
-        self.claim(&dir, container, image, target)?;
+        self.claim(&dir, container, &image.layers, target)?;
         files::make_dir(target)?;
         detach(target)?;
         let mut lowers = self.lowers(&image.layers)?;
@@ -70,7 +75,10 @@ impl Store {
                 lowers.push(other);
             }
         }
-        let upper = if how.read_only { None } else { Some(writable(&dir, lowers.first())?) };
+        let upper = if how.read_only { None } else { Some(writable(&dir, lowers.first(), how.users.as_ref())?) };
+        if let Some(users) = &how.users {
+            return mapped(&lowers, upper.as_ref(), target, how, users).context(doing);
+        }
         match overlay(&lowers, upper.as_ref(), target, how) {
             Err(Errno::INVAL) if !how.read_only && on_overlay(&dir) => Err(Error::failed(format!(
                 "{}: {} is on an overlay file system, which cannot be below another's writable layer: set `root` to a \
@@ -80,6 +88,35 @@ impl Store {
             ))),
             mounted => mounted.context(doing),
         }
+    }
+
+    /// Whether images can be mounted with the ids of a user namespace: tries it, in a directory that is made and removed.
+    pub fn maps_ids(&self, users: &Users, dir: &Path) -> Result<()> {
+        let (temp, target) = (self.temp("trial"), dir.join("root"));
+        // An overlay without a writable layer wants two below it.
+        let lowers = ["a", "b"].map(|name| temp.join(name));
+        let how = Mount { read_only: true, ..Mount::default() };
+        detach(&target)?;
+        let made = lowers.iter().chain([&target]).try_for_each(|dir| files::make_dir(dir));
+        let tried = made.and_then(|()| mapped(&lowers, None, &target, &how, users));
+        detach(&target)?;
+        files::remove_tree(&temp)?;
+        tried
+    }
+
+    /// Mounts a file or directory of the host for a container, as the container's user namespace sees it.
+    pub fn mount_mapped(&self, source: &Path, container: &str, target: &Path, users: &Users) -> Result<()> {
+        let dir = self.container_dir(container)?;
+        self.claim(&dir, container, &[], target)?;
+        detach(target)?;
+        let doing = || format!("Failed to mount {} at {}", source.display(), target.display());
+        if source.is_dir() {
+            files::make_dir(target)?;
+        } else {
+            files::make_dir(target.parent().unwrap_or(target))?;
+            fs::write(target, "").context(doing)?;
+        }
+        idmap::attach(&users.view(source)?, target).context(doing)
     }
 
     /// Unmounts the root file system of a container and its volumes; what is not mounted is so already.
@@ -150,14 +187,14 @@ impl Store {
     }
 
     /// Writes down what is about to be mounted. From here on the layers stay.
-    fn claim(&self, dir: &Path, container: &str, image: &Image, target: &Path) -> Result<()> {
+    fn claim(&self, dir: &Path, container: &str, layers: &[String], target: &Path) -> Result<()> {
         let mut state = self.change()?;
-        if let Some(missing) = image.layers.iter().find(|layer| !state.layers.contains_key(*layer)) {
-            return Err(Error::failed(format!("Layer {missing} of image {} is not there any more", image.id)));
+        if let Some(missing) = layers.iter().find(|layer| !state.layers.contains_key(*layer)) {
+            return Err(Error::failed(format!("Layer {missing} for {} is not there any more", target.display())));
         }
         files::make_dir(dir)?;
         let mut mounts = read(dir);
-        mounts.layers.extend(image.layers.iter().cloned());
+        mounts.layers.extend(layers.iter().cloned());
         mounts.layers.sort();
         mounts.layers.dedup();
         if !mounts.targets.iter().any(|known| known == target) {
@@ -209,7 +246,7 @@ fn read(dir: &Path) -> Mounts {
     fs::read(dir.join(FILE)).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
-fn writable(dir: &Path, top: Option<&PathBuf>) -> Result<(PathBuf, PathBuf)> {
+fn writable(dir: &Path, top: Option<&PathBuf>, users: Option<&Users>) -> Result<(PathBuf, PathBuf)> {
     let (upper, work) = (dir.join("upper"), dir.join("work"));
     let fresh = !upper.exists();
     files::make_dir(&work)?;
@@ -220,7 +257,11 @@ fn writable(dir: &Path, top: Option<&PathBuf>) -> Result<(PathBuf, PathBuf)> {
         let doing = || format!("Failed to make {}", upper.display());
         if let Some(top) = top {
             let data = fs::metadata(top).context(doing)?;
-            std::os::unix::fs::chown(&made, Some(data.uid()), Some(data.gid())).context(doing)?;
+            let (uid, gid) = match users {
+                None => (Some(data.uid()), Some(data.gid())),
+                Some(Users { maps, .. }) => (maps.uids.host(data.uid()), maps.gids.host(data.gid())),
+            };
+            std::os::unix::fs::chown(&made, uid, gid).context(doing)?;
             fs::set_permissions(&made, fs::Permissions::from_mode(data.mode() & 0o7777)).context(doing)?;
         }
         fs::rename(&made, &upper).context(doing)?;
@@ -254,6 +295,32 @@ fn overlay(lowers: &[PathBuf], upper: Option<&Upper>, target: &Path, how: &Mount
     }
 }
 
+/// The same of layers whose files have the ids of a user namespace. Until 6.15 overlayfs takes no mount that is attached
+/// nowhere, so they are mounted over themselves, in a mount namespace that a thread has for itself: whatever ends it,
+/// nothing of them is left.
+fn mapped(lowers: &[PathBuf], upper: Option<&Upper>, target: &Path, how: &Mount, users: &Users) -> Result<()> {
+    let work = || -> Result<()> {
+        let home = File::open("/proc/thread-self/ns/mnt").context(|| "Failed to open the mount namespace")?;
+        unshare(CloneFlags::CLONE_NEWNS).context(|| "Failed to make a mount namespace")?;
+        let alone = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        nix::mount::mount(None::<&str>, "/", None::<&str>, alone, None::<&str>).context(|| "Failed to be alone")?;
+        for lower in lowers {
+            let view = users.view(lower)?;
+            idmap::attach(&view, lower).context(|| format!("Failed to mount {}", lower.display()))?;
+        }
+        overlay(lowers, upper, target, how).context(|| "overlay")?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::OPEN_TREE_CLONE;
+        let whole = open_tree(CWD, target, flags).context(|| "Failed to take the mount along")?;
+        setns(home, CloneFlags::CLONE_NEWNS).context(|| "Failed to return")?;
+        idmap::attach(&whole, target).context(|| "Failed to attach")
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("mapped".to_owned()).spawn_scoped(scope, work);
+        let done = thread.context(|| "Failed to start a thread")?.join();
+        done.unwrap_or_else(|_| Err(Error::failed("The thread that mounts broke off")))
+    })
+}
+
 /// One parameter per layer: neither their number nor the length of their paths has to fit into a page.
 fn layered(lowers: &[PathBuf], upper: Option<&Upper>, target: &Path, how: &Mount) -> rustix::io::Result<()> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -273,7 +340,7 @@ fn layered(lowers: &[PathBuf], upper: Option<&Upper>, target: &Path, how: &Mount
     fsconfig_create(&context)?;
     let attributes = if how.read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
     let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    idmap::attach(&mount, target)
 }
 
 /// All options in one page; the layers by the numbers of open directories, which are short.
@@ -308,7 +375,7 @@ mod tests {
             fs::create_dir(lower).unwrap();
             fs::write(lower.join("top"), lower.to_str().unwrap()).unwrap();
         }
-        let upper = writable(dir.path(), lowers.first()).unwrap();
+        let upper = writable(dir.path(), lowers.first(), None).unwrap();
         let target = dir.path().join("target");
         fs::create_dir(&target).unwrap();
         classic(&lowers, Some(&upper), &target, &Mount::default()).unwrap();

@@ -1,9 +1,11 @@
 //! The files by which a pod's containers find names: resolv.conf, hostname, hosts.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
 use crate::error::{Context, Result};
+use crate::idmap::UserMaps;
 use crate::state;
 
 /// What a pod asks for (runtime.v1, DNSConfig); nothing at all means the host's.
@@ -26,6 +28,18 @@ pub fn write(dir: &Path, dns: &Dns, hostname: &str, on_host: bool) -> Result<()>
     state::write_bytes(&dir.join("resolv.conf"), &resolv)?;
     state::write_bytes(&dir.join("hostname"), format!("{hostname}\n").as_bytes())?;
     state::write_bytes(&dir.join("hosts"), hosts.as_bytes())
+}
+
+/// Lets a pod's containers read the files, and their root write them.
+pub fn give(dir: &Path, users: Option<UserMaps>) -> Result<()> {
+    let (uid, gid) = users.map_or((0, 0), UserMaps::root);
+    for name in ["resolv.conf", "hostname", "hosts"] {
+        let path = dir.join(name);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
+            .and_then(|()| chown(&path, Some(uid), Some(gid)))
+            .context(|| format!("Failed to give {} to the pod", path.display()))?;
+    }
+    Ok(())
 }
 
 impl Dns {

@@ -25,7 +25,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Rate;
 use crate::config::Config;
-use crate::error::{Context, Result};
+use crate::error::Result;
+use crate::idmap::{UserMaps, Users};
 use crate::network::{PodNetwork, PortMapping};
 
 use crate::state::{self, Kept};
@@ -33,6 +34,7 @@ use crate::state::{self, Kept};
 pub use dns::Dns;
 pub use interfaces::Interface;
 pub use list::{Filter, list, matching};
+pub use namespaces::user_namespaces;
 pub use port_forward::netns;
 pub use remove::remove;
 pub use run::run;
@@ -104,7 +106,7 @@ const STATE: &str = "state.json";
 impl Pod {
     /// Takes note of a pod that is to be made, before anything is made.
     pub fn begin(record: Record, dirs: Dirs) -> Result<Pod> {
-        std::fs::create_dir_all(&dirs.root).context(|| format!("Failed to make {}", dirs.root.display()))?;
+        state::own_dir(&dirs.root, None)?;
         state::write(&dirs.root.join(RECORD), &record)?;
         let state = Kept::new(dirs.root.join(STATE), State::default());
         Ok(Pod::new(record, state, dirs))
@@ -155,8 +157,13 @@ impl Pod {
     }
 
     pub fn namespaces(&self) -> NamespaceOption {
-        let linux = self.record.config.linux.as_ref();
-        linux.and_then(|linux| linux.security_context.as_ref()?.namespace_options.clone()).unwrap_or_default()
+        namespaces_of(&self.record.config)
+    }
+
+    /// Its user namespace, if it has one of its own.
+    pub fn users(&self) -> Result<Option<Users>> {
+        let namespace = self.run_dir().join("ns/user");
+        Ok(UserMaps::asked(&self.namespaces())?.map(|maps| Users { namespace, maps }))
     }
 
     /// It uses the host's network.
@@ -172,6 +179,11 @@ impl Pod {
     pub fn labels(&self) -> &HashMap<String, String> {
         &self.record.config.labels
     }
+}
+
+fn namespaces_of(config: &PodSandboxConfig) -> NamespaceOption {
+    let linux = config.linux.as_ref();
+    linux.and_then(|linux| linux.security_context.as_ref()?.namespace_options.clone()).unwrap_or_default()
 }
 
 /// By what no other pod goes.

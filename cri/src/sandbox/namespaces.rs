@@ -1,26 +1,29 @@
 //! Namespaces of pods, kept by bind mounts instead of by a process.
 //!
-//! A program with threads must not leave its namespaces, so a child does: this program once more, with [`PIN_WORD`] as its
-//! first argument. It makes the namespaces, prepares them, mounts them over files, and ends. A pid namespace lives only as
-//! long as its first process; that is `conward-hold`, which does nothing but wait.
+//! A program with threads must not leave its namespaces, so a child does (`maker`): it makes them and prepares them, this
+//! program mounts them over files, and the child ends. A pid namespace lives only as long as its first process; that is
+//! `conward-hold`, which does nothing but wait.
+
+mod maker;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use self::maker::{Made, Maker};
+use crate::config::Config;
 use crate::error::{Context, Error, Result};
+use crate::idmap::{IdMap, UserMaps, Users};
+use crate::image::Store;
+use crate::state;
 
-/// What tells this program that it is to make namespaces.
-pub const PIN_WORD: &str = "__pin";
+pub use maker::{WORD, main};
 
 /// What a pod's namespaces are to be.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -32,29 +35,17 @@ pub struct PinRequest {
     pub uts: bool,
     /// One for all containers of the pod.
     pub pid: bool,
+    /// One of its own, which owns the others.
     pub user: Option<UserMaps>,
     /// Empty: the host's.
     pub hostname: String,
     pub sysctls: BTreeMap<String, String>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct UserMaps {
-    pub uids: IdMap,
-    pub gids: IdMap,
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct IdMap {
-    pub host: u32,
-    pub container: u32,
-    pub length: u32,
-}
-
 /// In the pod's directory: pid and start time of the process that holds the pid namespace.
 const HOLDER: &str = "holder";
 
-const KINDS: [&str; 4] = ["net", "ipc", "uts", "pid"];
+const KINDS: [&str; 5] = ["user", "net", "ipc", "uts", "pid"];
 
 /// Bytes of a pod's /dev/shm.
 const SHM_SIZE: u64 = 64 << 20;
@@ -64,31 +55,32 @@ pub fn pin(request: &PinRequest) -> Result<()> {
     check(request)?;
     let ns = request.dir.join("ns");
     fs::create_dir_all(&ns).context(|| format!("Failed to make {}", ns.display()))?;
-    let doing = || format!("Failed to make namespaces of {}", request.dir.display());
-    // Not by its path, where another version may be by now.
-    let mut child = Command::new("/proc/self/exe")
-        .args([PIN_WORD, &std::process::id().to_string()])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context(doing)?;
-    let input = serde_json::to_vec(request).context(doing)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(&input).context(doing)?;
+    let mut maker = Maker::start(request)?;
+    let pinned = maker.wait(request.user).and_then(|made| keep(request, &made));
+    maker.end(pinned)?;
+    if request.ipc { mount_shm(&request.dir.join("shm"), request.user) } else { Ok(()) }
+}
+
+/// Mounts what the child has made over files.
+fn keep(request: &PinRequest, made: &Made) -> Result<()> {
+    let wanted = [request.user.is_some(), request.net, request.ipc, request.uts];
+    let bind = |kind: &str, pid: u32| {
+        let (from, to) = (PathBuf::from(format!("/proc/{pid}/ns/{kind}")), request.dir.join("ns").join(kind));
+        let doing = || format!("Failed to pin {} on {}", from.display(), to.display());
+        File::create(&to).context(doing)?;
+        mount(Some(&from), &to, None::<&str>, MsFlags::MS_BIND, None::<&str>).context(doing)
+    };
+    for (kind, _) in KINDS.iter().zip(wanted).filter(|(_, wanted)| *wanted) {
+        bind(kind, made.maker)?;
     }
-    let output = child.wait_with_output().context(doing)?;
-    if !output.status.success() {
-        return Err(Error::failed(format!("{}: {}", doing(), String::from_utf8_lossy(&output.stderr).trim())));
-    }
-    if request.ipc { mount_shm(&request.dir.join("shm")) } else { Ok(()) }
+    let Some(pid) = made.holder else { return Ok(()) };
+    let started = start_time(pid).context(|| format!("Failed to find the holder of {}", request.dir.display()))?;
+    state::write_bytes(&request.dir.join(HOLDER), format!("{pid} {started}").as_bytes())?;
+    bind("pid", pid)
 }
 
 /// Refuses what cannot be, before anything is made.
 fn check(request: &PinRequest) -> Result<()> {
-    if request.user.is_some() {
-        return Err(Error::Unsupported("User namespaces are not implemented by conward-cri".to_owned()));
-    }
     for name in request.sysctls.keys() {
         let needed = sysctl_kind(name);
         let own = match needed {
@@ -124,93 +116,13 @@ fn sysctl_kind(name: &str) -> Option<&'static str> {
     }
 }
 
-fn mount_shm(dir: &Path) -> Result<()> {
+fn mount_shm(dir: &Path, user: Option<UserMaps>) -> Result<()> {
     let doing = || format!("Failed to mount {}", dir.display());
     fs::create_dir_all(dir).context(doing)?;
     let flags = MsFlags::MS_NOEXEC | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    let options = format!("mode=1777,size={SHM_SIZE}");
+    let (uid, gid) = user.map_or((0, 0), UserMaps::root);
+    let options = format!("mode=1777,size={SHM_SIZE},uid={uid},gid={gid}");
     mount(Some("shm"), dir, Some("tmpfs"), flags, Some(options.as_str())).context(doing)
-}
-
-/// The child's part; its words are for the parent.
-pub fn pin_main(mut words: impl Iterator<Item = OsString>) -> ExitCode {
-    let parent = words.next().and_then(|word| word.to_str()?.parse().ok());
-    match end_with(parent).and_then(|()| pin_here()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "{error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Nothing is pinned after the server's end: the next one has cleaned up by then.
-fn end_with(parent: Option<i32>) -> Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .context(|| "Failed to ask for the parent's end")?;
-    match Some(nix::unistd::getppid().as_raw()) == parent {
-        true => Ok(()),
-        false => Err(Error::failed("The server has ended")),
-    }
-}
-
-fn pin_here() -> Result<()> {
-    let mut text = Vec::new();
-    std::io::stdin().read_to_end(&mut text).context(|| "Failed to read the request")?;
-    let request: PinRequest = serde_json::from_slice(&text).context(|| "Failed to read the request")?;
-    let wanted = [
-        (request.net, CloneFlags::CLONE_NEWNET),
-        (request.ipc, CloneFlags::CLONE_NEWIPC),
-        (request.uts, CloneFlags::CLONE_NEWUTS),
-        (request.pid, CloneFlags::CLONE_NEWPID),
-    ];
-    let flags = wanted.iter().filter(|(wanted, _)| *wanted).fold(CloneFlags::empty(), |flags, (_, flag)| flags | *flag);
-    unshare(flags).context(|| "Failed to leave namespaces")?;
-    if request.uts && !request.hostname.is_empty() {
-        nix::unistd::sethostname(&request.hostname)
-            .context(|| format!("Failed to set hostname {}", request.hostname))?;
-    }
-    for (name, value) in &request.sysctls {
-        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-        fs::write(&path, value).context(|| format!("Failed to set sysctl {name} to {value}"))?;
-    }
-    for (kind, (wanted, _)) in KINDS.iter().zip(&wanted).take(3) {
-        if *wanted {
-            bind(&PathBuf::from(format!("/proc/self/ns/{kind}")), &request.dir.join("ns").join(kind))?;
-        }
-    }
-    if request.pid { hold(&request.dir) } else { Ok(()) }
-}
-
-/// Starts the first process of the new pid namespace and pins that.
-fn hold(dir: &Path) -> Result<()> {
-    let doing = || format!("Failed to start the holder of the pid namespace of {}", dir.display());
-    let own = fs::read_link("/proc/self/exe").context(doing)?;
-    let program = own.with_file_name("conward-hold");
-    let mut child = Command::new(&program)
-        .arg(dir)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context(|| format!("{} ({})", doing(), program.display()))?;
-    let pid = child.id();
-    let started = start_time(pid).context(doing)?;
-    crate::state::write_bytes(&dir.join(HOLDER), format!("{pid} {started}").as_bytes())?;
-    bind(&PathBuf::from(format!("/proc/{pid}/ns/pid")), &dir.join("ns/pid"))?;
-    // It stays only now that it can be found.
-    match child.stdin.take() {
-        Some(mut stdin) => stdin.write_all(b"\n").context(doing),
-        None => Ok(()),
-    }
-}
-
-fn bind(from: &Path, to: &Path) -> Result<()> {
-    let doing = || format!("Failed to pin {} on {}", from.display(), to.display());
-    File::create(to).context(doing)?;
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).context(doing)
 }
 
 /// Field 22 of /proc/PID/stat (proc(5)), which no later process of the same pid has.
@@ -263,9 +175,36 @@ pub fn alive(dir: &Path) -> bool {
     })
 }
 
-/// Whether pods can have user namespaces.
-pub fn user_namespaces() -> bool {
-    false
+/// Whether pods can have user namespaces here: tries it, with a namespace and an image of nothing.
+pub fn user_namespaces(config: &Config, images: &Store) -> bool {
+    let dir = config.run.join("trial");
+    let map = IdMap { host: 100_000, length: 1 };
+    let maps = UserMaps { uids: map, gids: map };
+    let tried = (|| {
+        open_way(&config.run)?;
+        // Of a server that was killed.
+        release(&dir)?;
+        pin(&PinRequest { dir: dir.clone(), user: Some(maps), ..PinRequest::default() })?;
+        images.maps_ids(&Users { namespace: dir.join("ns/user"), maps }, &dir)
+    })();
+    if let Err(error) = &tried {
+        tracing::info!("Pods cannot have user namespaces here: {error}");
+    }
+    if let Err(error) = release(&dir).and_then(|()| state::remove_dir(&dir)) {
+        tracing::warn!("{error}");
+    }
+    tried.is_ok()
+}
+
+/// The root of a user namespace, who is nobody here, has to find the way to the containers.
+fn open_way(run: &Path) -> Result<()> {
+    for above in run.ancestors() {
+        let data = fs::metadata(above).context(|| format!("Failed to look at {}", above.display()))?;
+        if data.mode() & 0o001 == 0 {
+            return Err(Error::failed(format!("{} cannot be walked through by others", above.display())));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,17 +3,19 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use k8s_cri::v1::{NamespaceMode, PodSandboxConfig};
+use k8s_cri::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
 
 use super::{Dirs, Phase, Pod, Record, dns, namespaces, network_of, remove, stop};
 use crate::daemon::Daemon;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::events::Kind;
+use crate::idmap::UserMaps;
 use crate::state;
 
 /// Makes a pod; answers with its id when its network is up. The same name again joins or is refused.
 pub async fn run(daemon: &Arc<Daemon>, config: PodSandboxConfig, handler: String) -> Result<String> {
     check(&config)?;
+    check_users(daemon, &super::namespaces_of(&config))?;
     daemon.handlers.named(&handler)?;
     let name = super::name(&config);
     let work = {
@@ -31,6 +33,26 @@ fn check(config: &PodSandboxConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A user namespace owns the others, so that a pod that has one cannot be in those of the host.
+fn check_users(daemon: &Daemon, modes: &NamespaceOption) -> Result<()> {
+    if UserMaps::asked(modes)?.is_none() {
+        return Ok(());
+    }
+    for (name, mode) in [("network", modes.network), ("pid", modes.pid), ("ipc", modes.ipc)] {
+        if mode == NamespaceMode::Node as i32 {
+            return Err(Error::invalid(format!(
+                "A pod with a user namespace cannot have the {name} namespace of the host"
+            )));
+        }
+    }
+    match daemon.user_namespaces {
+        true => Ok(()),
+        false => {
+            Err(Error::Unsupported("User namespaces: this kernel or file system has no id-mapped layers".to_owned()))
+        }
+    }
 }
 
 async fn make(daemon: &Arc<Daemon>, config: PodSandboxConfig, handler: String) -> Result<String> {
@@ -73,15 +95,15 @@ async fn set_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
         ipc: modes.ipc != NamespaceMode::Node as i32,
         uts: !on_host,
         pid: modes.pid == NamespaceMode::Pod as i32,
-        user: user_maps(&modes)?,
+        user: UserMaps::asked(&modes)?,
         hostname: config.hostname.clone(),
         sysctls: config.linux.as_ref().map(|linux| linux.sysctls.clone().into_iter().collect()).unwrap_or_default(),
     };
     daemon
         .blocking(move |_| {
-            std::fs::create_dir_all(&dir).context(|| format!("Failed to make {}", dir.display()))?;
+            state::own_dir(&dir, request.user)?;
             namespaces::pin(&request)?;
-            files(&dir, &config, on_host)
+            files(&dir, &config, on_host, request.user)
         })
         .await?;
     let addresses = if on_host { Vec::new() } else { daemon.network.add(&network_of(pod)).await? };
@@ -91,25 +113,9 @@ async fn set_up(daemon: &Arc<Daemon>, pod: &Arc<Pod>) -> Result<()> {
     })
 }
 
-fn files(dir: &Path, config: &PodSandboxConfig, on_host: bool) -> Result<()> {
+fn files(dir: &Path, config: &PodSandboxConfig, on_host: bool, users: Option<UserMaps>) -> Result<()> {
     let asked = config.dns_config.clone().unwrap_or_default();
     let dns = dns::Dns { servers: asked.servers, searches: asked.searches, options: asked.options };
-    dns::write(dir, &dns, &config.hostname, on_host)
-}
-
-fn user_maps(modes: &k8s_cri::v1::NamespaceOption) -> Result<Option<namespaces::UserMaps>> {
-    let Some(user) = modes.userns_options.as_ref() else { return Ok(None) };
-    if user.mode == NamespaceMode::Node as i32 {
-        return Ok(None);
-    }
-    if user.mode != NamespaceMode::Pod as i32 {
-        return Err(Error::invalid("userns_options.mode must be POD or NODE"));
-    }
-    let map = |maps: &[k8s_cri::v1::IdMapping], field: &str| match maps {
-        [map] if map.length > 0 => {
-            Ok(namespaces::IdMap { host: map.host_id, container: map.container_id, length: map.length })
-        }
-        _ => Err(Error::invalid(format!("userns_options.{field} must be one mapping that is not empty"))),
-    };
-    Ok(Some(namespaces::UserMaps { uids: map(&user.uids, "uids")?, gids: map(&user.gids, "gids")? }))
+    dns::write(dir, &dns, &config.hostname, on_host)?;
+    dns::give(dir, users)
 }

@@ -327,7 +327,7 @@ fn handlers(daemon: &Daemon) -> Vec<RuntimeHandler> {
             name,
             features: Some(RuntimeHandlerFeatures {
                 recursive_read_only_mounts: handler.recursive_read_only,
-                user_namespaces: sandbox::namespaces::user_namespaces(),
+                user_namespaces: daemon.user_namespaces,
             }),
         })
         .collect()

@@ -31,6 +31,8 @@ def case(run):
 def setup(scratch):
     with serving(scratch, unwilling(scratch), busybox=True) as server:
         server.ids = set()
+        handlers = server.runtime.Status(server.types.StatusRequest()).runtime_handlers
+        server.users = all(handler.features.user_namespaces for handler in handlers)
         yield server
 
 
@@ -127,7 +129,7 @@ class Life(threading.Thread):
 
     def live(self):
         s, t, name = self.s, self.s.types, f"life-{self.number}"
-        config = s.pod_config(name)
+        config = s.pod_config(name, linux=self.linux())
         self.steps.append("run")
         pod = self.again(lambda: s.runtime.RunPodSandbox(t.RunPodSandboxRequest(config=config), timeout=60)).pod_sandbox_id
         s.ids.add(pod)
@@ -158,6 +160,16 @@ class Life(threading.Thread):
         self.steps.append("remove")
         self.again(lambda: s.remove(container))
         self.again(lambda: s.remove_pod(pod))
+
+    def linux(self):
+        """Some pods have a user namespace, and some of those a pid namespace that is held, where there are such things."""
+        t = self.s.types
+        if self.number % 3 == 0 or not self.s.users:
+            return t.LinuxPodSandboxConfig()
+        ids = [t.IDMapping(host_id=65536 * (1 + self.number % 100), container_id=0, length=65536)]
+        modes = t.NamespaceOption(pid=t.POD if self.number % 3 == 1 else t.CONTAINER,
+                                  userns_options=t.UserNamespace(mode=t.POD, uids=ids, gids=ids))
+        return t.LinuxPodSandboxConfig(security_context=t.LinuxSandboxSecurityContext(namespace_options=modes))
 
     def begin(self, container):
         """A start that was done while the server died is not done twice."""

@@ -15,6 +15,7 @@ use oci_spec::image::ImageConfiguration;
 use serde_json::{Value, json};
 
 use crate::error::Result;
+use crate::idmap::{IdMap, UserMaps};
 
 pub use mounts::{Peers, Source};
 pub use resources::{Cgroups, updated};
@@ -34,6 +35,8 @@ pub struct Facts {
     pub cgroups_path: String,
     /// Namespaces to join, by the runtime-spec's names; what is not here is the host's or, for pid and mount, new.
     pub namespaces: Vec<(&'static str, Option<PathBuf>)>,
+    /// The ids of the pod's user namespace, if it has one.
+    pub users: Option<UserMaps>,
     /// The pod's files: target in the container, and source.
     pub files: Vec<(&'static str, PathBuf)>,
     /// The pod's /dev/shm, or the host's.
@@ -100,6 +103,11 @@ pub fn config(config: &ContainerConfig, image: &ImageConfiguration, facts: &Fact
     });
     if let Some((name, text)) = &facts.seccomp {
         whole["linux"]["seccomp"] = seccomp::resolve(name, text, &capabilities.all, &facts.machine)?;
+    }
+    if let Some(maps) = facts.users {
+        let mapping = |map: IdMap| json!([{ "containerID": 0, "hostID": map.host, "size": map.length }]);
+        whole["linux"]["uidMappings"] = mapping(maps.uids);
+        whole["linux"]["gidMappings"] = mapping(maps.gids);
     }
     if let Some(label) = &facts.labels.files {
         whole["linux"]["mountLabel"] = label.clone().into();

@@ -101,9 +101,6 @@ pub fn check(mount: &Mount) -> Result<()> {
     if of_host(mount) && !mount.host_path.starts_with('/') {
         return refuse("host_path is no absolute path");
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Error::Unsupported(format!("Mount {target}: id mappings are not implemented")));
-    }
     let Ok(propagation) = MountPropagation::try_from(mount.propagation) else {
         return refuse("propagation is unknown");
     };

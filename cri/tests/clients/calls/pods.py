@@ -173,21 +173,3 @@ def handlers(s):
 def cgroups(pod):
     root = pathlib.Path("/sys/fs/cgroup")
     return [str(path) for path in [root / "conward" / pod, *root.glob(f"*/conward/{pod}")] if path.exists()]
-
-
-@case
-def pod_user_namespaces(s):
-    """User namespaces are refused, and not advertised, as long as there are none; nothing is left behind"""
-    t = s.types
-    handlers = s.runtime.Status(t.StatusRequest()).runtime_handlers
-    same("advertised", [handler.name for handler in handlers if handler.features.user_namespaces], [])
-    before = {pod.id for pod in s.pods()}
-    one = t.IDMapping(host_id=100000, container_id=0, length=65536)
-    user = t.UserNamespace(mode=t.POD, uids=[one], gids=[one])
-    with refused(Code.UNIMPLEMENTED, "ser namespaces"):
-        s.host_pod("userns", userns_options=user, network=t.POD)
-    with refused(Code.INVALID_ARGUMENT, "uids"):
-        s.host_pod("userns", userns_options=t.UserNamespace(mode=t.POD, gids=[one]), network=t.POD)
-    same("pods", {pod.id for pod in s.pods()}, before)
-    pod = s.host_pod("userns", userns_options=t.UserNamespace(mode=t.NODE))
-    s.remove_pod(pod)

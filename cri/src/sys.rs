@@ -1,0 +1,28 @@
+//! All unsafe code: what neither nix nor rustix wraps, behind safe functions.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Lets a detached mount, and those below it, show ids as a user namespace has them (mount_setattr(2)).
+pub fn map_ids(mount: impl AsFd, namespace: impl AsFd) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(namespace.as_fd().as_raw_fd()).map_err(io::Error::other)?,
+    };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: both descriptors are borrowed for the length of the call; the path ends with a zero, and the structure,
+    // which the kernel only reads, is as large as the call is told.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
