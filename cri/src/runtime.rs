@@ -280,7 +280,8 @@ impl Features {
 /// A program by its path, or by its name in PATH and where systems keep what root runs.
 pub fn in_path(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
-        return program.exists().then(|| program.to_owned());
+        // Whoever runs it is in another directory.
+        return std::path::absolute(program).ok().filter(|path| path.exists());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/sbin", "/usr/bin", "/usr/local/bin", "/sbin", "/bin"].map(PathBuf::from);

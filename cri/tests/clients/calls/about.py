@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import signal
+import subprocess
 
 import grpc
 
@@ -81,3 +82,12 @@ def checkpoint(s):
     """CheckpointContainer says clearly that it is not there"""
     with refused(Code.UNIMPLEMENTED, "heckpoint"):
         s.runtime.CheckpointContainer(s.types.CheckpointContainerRequest(container_id="x", location="/x"))
+
+
+@case
+def relative_paths(s):
+    """Relative paths on the command line are those of the caller, whatever directory monitors and runtimes are in"""
+    words = [s.program, "config", "--root", "a/root", "--run", "run", "--socket", "x.sock"]
+    text = subprocess.run(words, cwd=s.dir, capture_output=True, check=True).stdout.decode()
+    for line in [f'root = "{s.dir}/a/root"', f'run = "{s.dir}/run"', f'socket = "{s.dir}/x.sock"']:
+        check(line in text.splitlines(), f"{line} in {text}")
