@@ -12,6 +12,7 @@ mod import;
 mod layers;
 mod load;
 mod lock;
+mod mapped;
 mod name;
 mod pull;
 mod reference;

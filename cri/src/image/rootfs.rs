@@ -4,25 +4,23 @@
 //! can be unmounted and removed by whoever comes after a kill.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::mount::MsFlags;
-use nix::sched::{CloneFlags, setns, unshare};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
 };
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Size};
 use super::load::Broken;
 use super::store::Store;
-use super::{Image, Source};
+use super::{Image, Source, mapped};
 use crate::error::{Context, Error, Result};
 use crate::idmap::{self, Users};
 
@@ -77,7 +75,7 @@ impl Store {
         }
         let upper = if how.read_only { None } else { Some(writable(&dir, lowers.first(), how.users.as_ref())?) };
         if let Some(users) = &how.users {
-            return mapped(&lowers, upper.as_ref(), target, how, users).context(doing);
+            return mapped::overlay(&lowers, upper.as_ref(), target, how, users).context(doing);
         }
         match overlay(&lowers, upper.as_ref(), target, how) {
             Err(Errno::INVAL) if !how.read_only && on_overlay(&dir) => Err(Error::failed(format!(
@@ -88,35 +86,6 @@ impl Store {
             ))),
             mounted => mounted.context(doing),
         }
-    }
-
-    /// Whether images can be mounted with the ids of a user namespace: tries it, in a directory that is made and removed.
-    pub fn maps_ids(&self, users: &Users, dir: &Path) -> Result<()> {
-        let (temp, target) = (self.temp("trial"), dir.join("root"));
-        // An overlay without a writable layer wants two below it.
-        let lowers = ["a", "b"].map(|name| temp.join(name));
-        let how = Mount { read_only: true, ..Mount::default() };
-        detach(&target)?;
-        let made = lowers.iter().chain([&target]).try_for_each(|dir| files::make_dir(dir));
-        let tried = made.and_then(|()| mapped(&lowers, None, &target, &how, users));
-        detach(&target)?;
-        files::remove_tree(&temp)?;
-        tried
-    }
-
-    /// Mounts a file or directory of the host for a container, as the container's user namespace sees it.
-    pub fn mount_mapped(&self, source: &Path, container: &str, target: &Path, users: &Users) -> Result<()> {
-        let dir = self.container_dir(container)?;
-        self.claim(&dir, container, &[], target)?;
-        detach(target)?;
-        let doing = || format!("Failed to mount {} at {}", source.display(), target.display());
-        if source.is_dir() {
-            files::make_dir(target)?;
-        } else {
-            files::make_dir(target.parent().unwrap_or(target))?;
-            fs::write(target, "").context(doing)?;
-        }
-        idmap::attach(&users.view(source)?, target).context(doing)
     }
 
     /// Unmounts the root file system of a container and its volumes; what is not mounted is so already.
@@ -178,7 +147,7 @@ impl Store {
         Ok(self.container_dir(container)?.join("upper"))
     }
 
-    fn container_dir(&self, container: &str) -> Result<PathBuf> {
+    pub(super) fn container_dir(&self, container: &str) -> Result<PathBuf> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if container.is_empty() || container.starts_with('.') || !container.bytes().all(plain) {
             return Err(Error::Invalid(format!("Bad container id {container:?}")));
@@ -187,7 +156,7 @@ impl Store {
     }
 
     /// Writes down what is about to be mounted. From here on the layers stay.
-    fn claim(&self, dir: &Path, container: &str, layers: &[String], target: &Path) -> Result<()> {
+    pub(super) fn claim(&self, dir: &Path, container: &str, layers: &[String], target: &Path) -> Result<()> {
         let mut state = self.change()?;
         if let Some(missing) = layers.iter().find(|layer| !state.layers.contains_key(*layer)) {
             return Err(Error::failed(format!("Layer {missing} for {} is not there any more", target.display())));
@@ -270,7 +239,7 @@ fn writable(dir: &Path, top: Option<&PathBuf>, users: Option<&Users>) -> Result<
 }
 
 /// Unmounts whatever is mounted at a path, however often.
-fn detach(target: &Path) -> Result<()> {
+pub(super) fn detach(target: &Path) -> Result<()> {
     loop {
         match rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
@@ -280,45 +249,19 @@ fn detach(target: &Path) -> Result<()> {
     }
 }
 
-type Upper = (PathBuf, PathBuf);
+pub(super) type Upper = (PathBuf, PathBuf);
 
 fn on_overlay(dir: &Path) -> bool {
     use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
     statfs(dir).is_ok_and(|fs| fs.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
 }
 
-fn overlay(lowers: &[PathBuf], upper: Option<&Upper>, target: &Path, how: &Mount) -> rustix::io::Result<()> {
+pub(super) fn overlay(lowers: &[PathBuf], upper: Option<&Upper>, target: &Path, how: &Mount) -> rustix::io::Result<()> {
     match layered(lowers, upper, target, how) {
         // Kernels before 6.5 do not take layers one by one, those before 5.2 have no such calls.
         Err(Errno::INVAL | Errno::NOSYS) => classic(lowers, upper, target, how),
         other => other,
     }
-}
-
-/// The same of layers whose files have the ids of a user namespace. Until 6.15 overlayfs takes no mount that is attached
-/// nowhere, so they are mounted over themselves, in a mount namespace that a thread has for itself: whatever ends it,
-/// nothing of them is left.
-fn mapped(lowers: &[PathBuf], upper: Option<&Upper>, target: &Path, how: &Mount, users: &Users) -> Result<()> {
-    let work = || -> Result<()> {
-        let home = File::open("/proc/thread-self/ns/mnt").context(|| "Failed to open the mount namespace")?;
-        unshare(CloneFlags::CLONE_NEWNS).context(|| "Failed to make a mount namespace")?;
-        let alone = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        nix::mount::mount(None::<&str>, "/", None::<&str>, alone, None::<&str>).context(|| "Failed to be alone")?;
-        for lower in lowers {
-            let view = users.view(lower)?;
-            idmap::attach(&view, lower).context(|| format!("Failed to mount {}", lower.display()))?;
-        }
-        overlay(lowers, upper, target, how).context(|| "overlay")?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::OPEN_TREE_CLONE;
-        let whole = open_tree(CWD, target, flags).context(|| "Failed to take the mount along")?;
-        setns(home, CloneFlags::CLONE_NEWNS).context(|| "Failed to return")?;
-        idmap::attach(&whole, target).context(|| "Failed to attach")
-    };
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("mapped".to_owned()).spawn_scoped(scope, work);
-        let done = thread.context(|| "Failed to start a thread")?.join();
-        done.unwrap_or_else(|_| Err(Error::failed("The thread that mounts broke off")))
-    })
 }
 
 /// One parameter per layer: neither their number nor the length of their paths has to fit into a page.

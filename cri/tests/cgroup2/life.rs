@@ -3,10 +3,11 @@
 use std::fs;
 
 use k8s_cri::v1::*;
+use tonic::Code;
 
 use crate::cgroups::{self, Parent};
 use crate::host::Host;
-use crate::suite::{Case, Outcome, check, same, until};
+use crate::suite::{Case, Fail, Outcome, check, same, until};
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -20,6 +21,7 @@ pub fn cases() -> Vec<Case> {
             "a pid namespace for the whole pod: all see each other, and one end is one end",
             shared,
         ),
+        Case::new("life/no-users", "where files cannot be shown with other ids, user namespaces are refused", no_users),
         Case::new(
             "life/stop-kills-all",
             "what a container has started ends with it, also in a shared pid namespace",
@@ -125,6 +127,28 @@ fn shared(host: &mut Host) -> Outcome {
     check(!seen.contains("sleep 1111"), format!("left of the first: {seen}"))?;
     host.remove_pod(&pod.id)?;
     parent.remove()
+}
+
+/// The machine's file systems are such. What a pod with a user namespace does is with the cases of `every_rpc`.
+fn no_users(host: &mut Host) -> Outcome {
+    let status = host.ask(async |client| client.status(StatusRequest::default()).await)?;
+    let has = status.runtime_handlers.iter().any(|handler| handler.features.is_some_and(|has| has.user_namespaces));
+    if has {
+        return Err(Fail::Skip("this kernel shows them".to_owned()));
+    }
+    let map = IdMapping { host_id: 100_000, container_id: 0, length: 65_536 };
+    let users = UserNamespace { mode: NamespaceMode::Pod as i32, uids: vec![map], gids: vec![map] };
+    let options = NamespaceOption { userns_options: Some(users), ..NamespaceOption::default() };
+    let metadata = PodSandboxMetadata { name: "users".into(), uid: "u".into(), namespace: "n".into(), attempt: 0 };
+    let context =
+        LinuxSandboxSecurityContext { namespace_options: Some(options), ..LinuxSandboxSecurityContext::default() };
+    let linux = LinuxPodSandboxConfig { security_context: Some(context), ..LinuxPodSandboxConfig::default() };
+    let config = PodSandboxConfig { metadata: Some(metadata), linux: Some(linux), ..PodSandboxConfig::default() };
+    let request = RunPodSandboxRequest { config: Some(config), runtime_handler: host.handler.clone() };
+    let said = host.refused(Code::Unimplemented, async |client| client.run_pod_sandbox(request).await)?;
+    check(said.contains("User namespaces"), format!("it says {said}"))?;
+    let pods = host.ask(async |client| client.list_pod_sandbox(ListPodSandboxRequest::default()).await)?;
+    same("pods", pods.items.len(), 0)
 }
 
 fn strays(host: &mut Host) -> Outcome {
