@@ -90,17 +90,10 @@ mod tests {
     use super::*;
 
     /// As containerd's documentation has it.
-    const LIST: &str = r#"{"cniVersion": "0.4.0", "name": "containerd-net", "plugins": [
-        {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "promiscMode": true,
-         "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "2001:4860:4860::/64"}]],
-                  "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
-        {"type": "portmap", "capabilities": {"portMappings": true}}]}"#;
+    const LIST: &str = include_str!("../../../docs/examples/10-containerd-net.conflist");
 
     /// As CRI-O's documentation has it.
-    const SINGLE: &str = r#"{"cniVersion": "0.3.1", "name": "crio", "type": "bridge", "bridge": "cni0", "isGateway": true,
-        "ipMasq": true, "hairpinMode": true,
-        "ipam": {"type": "host-local", "routes": [{"dst": "0.0.0.0/0"}, {"dst": "1100:200::1/24"}],
-                 "ranges": [[{"subnet": "10.85.0.0/16"}], [{"subnet": "1100:200::/24"}]]}}"#;
+    const SINGLE: &str = include_str!("../../../docs/examples/10-crio-bridge.conf");
 
     #[test]
     fn both_kinds_of_files_are_chains() {

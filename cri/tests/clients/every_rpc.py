@@ -9,7 +9,7 @@ import sys
 
 import calls
 # Each adds its cases, which run in this order.
-from calls import about, images, pods, users, containers, security, mounts, resources, execs, figures, events, ends  # noqa: F401
+from calls import about, images, pods, networks, users, containers, security, mounts, resources, execs, figures, events, ends  # noqa: F401
 from server import main, serving
 
 
