@@ -64,6 +64,13 @@ pub async fn remove(socket: &Path, pod: &str) -> Result<()> {
     Client::connect(socket).await?.remove(pod).await
 }
 
+/// Whether a server answers: asks for its pods and containers, as a kubelet does all the time.
+pub async fn answers(socket: &Path) -> Result<()> {
+    let mut runtime = Client::connect(socket).await?.runtime;
+    runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await.map_err(said("ListPodSandbox"))?;
+    runtime.list_containers(ListContainersRequest::default()).await.map(drop).map_err(said("ListContainers"))
+}
+
 /// Marks the pods that were made here.
 const LABEL: &str = "conward.check";
 

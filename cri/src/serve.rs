@@ -1,7 +1,7 @@
 //! From a configuration to a server that answers, and to its end.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::error::{Context, Error, Result};
 use crate::streaming::{self, Streaming};
-use crate::{container, image, metrics, sandbox, server};
+use crate::{check, container, image, metrics, sandbox, server};
 
 /// Serves until SIGTERM or SIGINT. Containers and their monitors go on.
 pub fn run(config: Config) -> Result<()> {
@@ -71,6 +71,9 @@ async fn serve(config: Config) -> Result<()> {
     metrics::serve(&daemon).await?;
     tracing::info!(socket = %socket.display(), runtimes = ?daemon.handlers.names(), "serving");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tokio::spawn(watchdog(socket.clone(), limit));
+    }
     let mut term = signal(SignalKind::terminate()).context(|| "Failed to catch SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context(|| "Failed to catch SIGINT")?;
     let stop = async move {
@@ -84,6 +87,20 @@ async fn serve(config: Config) -> Result<()> {
     server::serve(daemon, listener, stop).await?;
     let _ = std::fs::remove_file(socket);
     Ok(())
+}
+
+/// Tells systemd that the server is well, as long as its own socket answers; otherwise systemd starts another after
+/// `limit`, and containers do not notice.
+async fn watchdog(socket: PathBuf, limit: Duration) {
+    let share = limit / 3;
+    loop {
+        tokio::time::sleep(share).await;
+        match tokio::time::timeout(share, check::answers(&socket)).await {
+            Ok(Ok(())) => _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]),
+            Ok(Err(error)) => tracing::error!("The watchdog is not told that all is well: {error}"),
+            Err(_) => tracing::error!("The watchdog is not told that all is well: no answer within {share:?}"),
+        }
+    }
 }
 
 /// Puts a directory into the store as an image.

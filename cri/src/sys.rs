@@ -5,14 +5,19 @@ use std::os::fd::{AsFd, AsRawFd};
 
 /// Lets a detached mount, and those below it, show ids as a user namespace has them (mount_setattr(2)).
 pub fn map_ids(mount: impl AsFd, namespace: impl AsFd) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: u64::try_from(namespace.as_fd().as_raw_fd()).map_err(io::Error::other)?,
-    };
+    let userns_fd = u64::try_from(namespace.as_fd().as_raw_fd()).map_err(io::Error::other)?;
+    set_attributes(mount, libc::MOUNT_ATTR_IDMAP, userns_fd)
+}
+
+/// Makes a detached mount, and those below it, read-only (mount_setattr(2)).
+pub fn make_read_only(mount: impl AsFd) -> io::Result<()> {
+    set_attributes(mount, libc::MOUNT_ATTR_RDONLY, 0)
+}
+
+fn set_attributes(mount: impl AsFd, attr_set: u64, userns_fd: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd };
     let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-    // SAFETY: both descriptors are borrowed for the length of the call; the path ends with a zero, and the structure,
+    // SAFETY: the descriptors are borrowed for the length of the call; the path ends with a zero, and the structure,
     // which the kernel only reads, is as large as the call is told.
     let result = unsafe {
         libc::syscall(

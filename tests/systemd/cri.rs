@@ -10,7 +10,12 @@ use crate::support::{Fail, Outcome, check, contains, same};
 
 pub fn cases() -> Vec<Case> {
     vec![
-        Case::new("cri/service", "1", "The unit that comes with it: ready, restarted under a pod, stopped", service),
+        Case::new(
+            "cri/service",
+            "1",
+            "The unit that comes with it: ready, restarted under a pod, replaced when it hangs, stopped",
+            service,
+        ),
         Case::new(
             "cri/slices",
             "1",
@@ -27,6 +32,7 @@ const CHECK: &str = "/opt/x/conward-cri check --host-network --keep";
 const DROP_IN: &str = "[Service]
 ExecStart=
 ExecStart=/opt/x/conward-cri serve --root /run/conward-root
+WatchdogSec=6
 OOMScoreAdjust=0
 LimitNOFILE=1024:4096
 LimitNPROC=1024:4096
@@ -91,7 +97,15 @@ fn service(monitor: &Monitor) -> Outcome {
     machine.ok(&format!("systemctl restart {UNIT}"))?;
     machine.is(UNIT, "active/running")?;
     check(machine.property(UNIT, "MainPID")? != server, "the server is the same after its restart")?;
-    same("the monitor after the restart", machine.ok("pgrep -x conward")?, monitor)?;
+    same("the monitor after the restart", machine.ok("pgrep -x conward")?, monitor.clone())?;
+    machine.is(&scope, "active/running")?;
+    let hangs = machine.property(UNIT, "MainPID")?;
+    machine.ok(&format!("kill -STOP {hangs}"))?;
+    machine.until(
+        "a server that answers after one that hung",
+        &format!("test $(systemctl show -P MainPID {UNIT}) != {hangs} && systemctl is-active {UNIT}"),
+    )?;
+    same("the monitor after that", machine.ok("pgrep -x conward")?, monitor)?;
     machine.is(&scope, "active/running")?;
     let said = machine.ok(&format!("/opt/x/conward-cri check --remove {pod}"))?;
     contains("removal", &said, "is removed")?;

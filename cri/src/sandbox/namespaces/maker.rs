@@ -5,18 +5,21 @@
 //! Both are answered by an empty line, and it ends. When the server ends before that, so does all that it has made.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Lines, StdinLock, Write};
-use std::os::fd::AsRawFd;
+use std::fs;
+use std::io::{BufRead, BufReader, Lines, Read, StdinLock, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::PinRequest;
 use crate::error::{Context, Error, Result};
 use crate::idmap::UserMaps;
+use crate::sys;
 
 /// What tells this program that it is to make namespaces.
 pub const WORD: &str = "__namespaces";
@@ -181,22 +184,30 @@ fn become_root() -> Result<()> {
     setuid(Uid::from_raw(0)).context(doing)
 }
 
-fn holder() -> Result<File> {
+/// `conward-hold` as a mount of its own that nobody can write to: through the process whoever may trace it has the
+/// program, and as root could replace it for the whole host.
+fn holder() -> Result<OwnedFd> {
     let doing = || "Failed to find conward-hold";
     let program = fs::read_link("/proc/self/exe").context(doing)?.with_file_name("conward-hold");
-    File::open(&program).context(|| format!("{}: {}", doing(), program.display()))
+    let flags = OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::OPEN_TREE_CLONE;
+    let mount = open_tree(CWD, &program, flags).context(|| format!("{}: {}", doing(), program.display()))?;
+    sys::make_read_only(&mount).context(|| format!("Failed to protect {}", program.display()))?;
+    Ok(mount)
 }
 
 /// Starts the first process of the new pid namespace; it stays if it gets a byte.
-fn hold(program: &File, dir: &Path) -> Result<(u32, Option<ChildStdin>)> {
+fn hold(program: &OwnedFd, dir: &Path) -> Result<(u32, Option<ChildStdin>)> {
+    let doing = || format!("Failed to start the holder of the pid namespace of {}", dir.display());
     let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg(dir)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()
-        .context(|| format!("Failed to start the holder of the pid namespace of {}", dir.display()))?;
+        .context(doing)?;
+    // It is ready for others beside it; what is in the way it says on stderr, which is ours.
+    let ready = child.stdout.take().map(|mut said| said.read_exact(&mut [0]));
+    ready.transpose().context(doing)?;
     Ok((child.id(), child.stdin.take()))
 }

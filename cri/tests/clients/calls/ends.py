@@ -1,6 +1,5 @@
 """A server that ends, and what there is besides it."""
 
-import os
 import pathlib
 import signal
 import time
@@ -47,7 +46,7 @@ def monitors(s):
         # Whoever has made a monitor may be about to end.
         until(lambda: len(processes(s)) == len(wanted), "nobody else has the pod's directories")
         of_pod = processes(s)
-        programs = sorted(pathlib.Path(os.readlink(p / "exe")).name for p in of_pod)
+        programs = sorted((process / "comm").read_text().strip() for process in of_pod)
         same("processes with the pod's directories", programs, wanted)
         for process in of_pod:
             same("threads", len(list((process / "task").iterdir())), 1)

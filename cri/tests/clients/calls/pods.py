@@ -85,6 +85,17 @@ def pod_pid_namespace(s):
     second = s.run(pod, "exec sleep 2222", name="second")
     seen = s.exec(second, "ps", "-o", "args").stdout
     check(b"sleep 1111" in seen and b"sleep 2222" in seen, f"both see each other: {seen!r}")
+    # Who may trace the first process finds nothing of the host with it.
+    tracer = s.types.LinuxContainerConfig(security_context=t.LinuxContainerSecurityContext(
+        capabilities=t.Capability(add_capabilities=["SYS_PTRACE"])))
+    script = ("cat /proc/1/comm; ls -A /proc/1/root/; (: >>/proc/1/root/x) 2>&1; (: >/proc/1/exe) 2>&1; ls /proc/1/fd | wc -l;"
+              "grep -E 'Cap(Prm|Bnd)|NoNewPrivs' /proc/1/status")
+    third = s.run(pod, script, name="third", linux=tracer)
+    s.ended(third)
+    lines = s.said(third).decode().splitlines()
+    same("holder", (lines[0], [line.rsplit(": ", 1)[1] for line in lines[1:3]], lines[3]),
+         ("conward-hold", ["Read-only file system", "Read-only file system"], "3"))
+    same("its rights", [line.split()[1] for line in lines[4:]], ["0" * 16, "0" * 16, "1"])
     s.remove_pod(pod)
     pod = s.host_pod("target")
     first = s.run(pod, "exec sleep 3333", name="first")
