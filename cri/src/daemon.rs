@@ -1,22 +1,24 @@
 //! Everything that one server is: configuration, stores, tables, handles.
 
 use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::config::Config;
 use crate::container::{self, Container};
 use crate::error::{Context, Error, Result};
 use crate::events::Events;
+use crate::idmap::{IdMap, UserMaps, Users};
 use crate::image::Store;
 use crate::metrics::Calls;
 use crate::monitor::Monitors;
 use crate::names::Names;
 use crate::network::Network;
 use crate::runtime::{self, Handlers};
+use crate::sandbox::namespaces::{self, PinRequest};
 use crate::sandbox::{self, Pod};
-use crate::state::Table;
+use crate::state::{self, Table};
 use crate::streaming::Streaming;
 
 /// Does something to its end, also when the client that asked for it goes away: half of a change is worse than all or
@@ -61,10 +63,43 @@ fn directories(config: &Config) -> Result<()> {
         std::fs::create_dir_all(&dir).context(doing)?;
         std::fs::set_permissions(&dir, Permissions::from_mode(mode)).context(doing)
     };
-    make(config.run.clone(), 0o755)?;
+    // One that is there keeps its mode: it is the administrator's.
+    std::fs::create_dir_all(&config.run).context(|| format!("Failed to make {}", config.run.display()))?;
     for kind in ["pods", "containers"] {
         make(config.run.join(kind), 0o711)?;
         make(config.root.join(kind), 0o700)?;
+    }
+    Ok(())
+}
+
+/// Whether pods can have user namespaces here: tries it, with a namespace and an image of nothing.
+fn user_namespaces(config: &Config, images: &Store) -> bool {
+    let dir = config.run.join("trial");
+    let map = IdMap { host: 100_000, length: 1 };
+    let maps = UserMaps { uids: map, gids: map };
+    let tried = (|| {
+        open_way(&config.run)?;
+        // Of a server that was killed.
+        namespaces::release(&dir)?;
+        namespaces::pin(&PinRequest { dir: dir.clone(), user: Some(maps), ..PinRequest::default() })?;
+        images.maps_ids(&Users { namespace: dir.join("ns/user"), maps }, &dir)
+    })();
+    if let Err(error) = &tried {
+        tracing::info!("Pods cannot have user namespaces here: {error}");
+    }
+    if let Err(error) = namespaces::release(&dir).and_then(|()| state::remove_dir(&dir)) {
+        tracing::warn!("{error}");
+    }
+    tried.is_ok()
+}
+
+/// The root of a user namespace, who is nobody here, has to find the way to the containers.
+fn open_way(run: &Path) -> Result<()> {
+    for above in run.ancestors() {
+        let data = std::fs::metadata(above).context(|| format!("Failed to look at {}", above.display()))?;
+        if data.mode() & 0o001 == 0 {
+            return Err(Error::failed(format!("{} cannot be walked through by others", above.display())));
+        }
     }
     Ok(())
 }
@@ -80,7 +115,7 @@ impl Daemon {
             monitor: runtime::find_monitor(&config)?,
             handlers: Handlers::find(&config, systemd, hybrid).await?,
             systemd,
-            user_namespaces: sandbox::user_namespaces(&config, &images),
+            user_namespaces: user_namespaces(&config, &images),
             images,
             network: Network::new(&config)?,
             monitors: Monitors::start()?,

@@ -34,7 +34,6 @@ use crate::state::{self, Kept};
 pub use dns::Dns;
 pub use interfaces::Interface;
 pub use list::{Filter, list, matching};
-pub use namespaces::user_namespaces;
 pub use port_forward::netns;
 pub use remove::remove;
 pub use run::run;

@@ -8,7 +8,6 @@ mod maker;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -17,10 +16,8 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use self::maker::{Made, Maker};
-use crate::config::Config;
 use crate::error::{Context, Error, Result};
-use crate::idmap::{IdMap, UserMaps, Users};
-use crate::image::Store;
+use crate::idmap::UserMaps;
 use crate::state;
 
 pub use maker::{WORD, main};
@@ -173,38 +170,6 @@ pub fn alive(dir: &Path) -> bool {
     entries.flatten().all(|entry| {
         nix::sys::statfs::statfs(&entry.path()).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
     })
-}
-
-/// Whether pods can have user namespaces here: tries it, with a namespace and an image of nothing.
-pub fn user_namespaces(config: &Config, images: &Store) -> bool {
-    let dir = config.run.join("trial");
-    let map = IdMap { host: 100_000, length: 1 };
-    let maps = UserMaps { uids: map, gids: map };
-    let tried = (|| {
-        open_way(&config.run)?;
-        // Of a server that was killed.
-        release(&dir)?;
-        pin(&PinRequest { dir: dir.clone(), user: Some(maps), ..PinRequest::default() })?;
-        images.maps_ids(&Users { namespace: dir.join("ns/user"), maps }, &dir)
-    })();
-    if let Err(error) = &tried {
-        tracing::info!("Pods cannot have user namespaces here: {error}");
-    }
-    if let Err(error) = release(&dir).and_then(|()| state::remove_dir(&dir)) {
-        tracing::warn!("{error}");
-    }
-    tried.is_ok()
-}
-
-/// The root of a user namespace, who is nobody here, has to find the way to the containers.
-fn open_way(run: &Path) -> Result<()> {
-    for above in run.ancestors() {
-        let data = fs::metadata(above).context(|| format!("Failed to look at {}", above.display()))?;
-        if data.mode() & 0o001 == 0 {
-            return Err(Error::failed(format!("{} cannot be walked through by others", above.display())));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
