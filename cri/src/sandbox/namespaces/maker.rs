@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Read, StdinLock, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 
@@ -199,6 +200,7 @@ fn holder() -> Result<OwnedFd> {
 fn hold(program: &OwnedFd, dir: &Path) -> Result<(u32, Option<ChildStdin>)> {
     let doing = || format!("Failed to start the holder of the pid namespace of {}", dir.display());
     let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .arg0("conward-hold")
         .arg(dir)
         .env_clear()
         .current_dir("/")

@@ -1,5 +1,6 @@
 """CNI configurations, as an administrator puts them there."""
 
+import contextlib
 import ipaddress
 import pathlib
 import subprocess
@@ -68,6 +69,8 @@ def network_examples(s):
             server.stop()
         finally:
             if server.process:
+                with contextlib.suppress(Exception):
+                    server.clear()
                 server.process.kill()
             # The next one has other addresses for a bridge of the same name.
             subprocess.run(["ip", "link", "delete", "cni0"], check=False, capture_output=True)
