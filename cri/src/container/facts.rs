@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use k8s_cri::v1::{LinuxContainerSecurityContext, NamespaceMode};
+use k8s_cri::v1::{LinuxContainerSecurityContext, MountPropagation, NamespaceMode};
 
 use super::spec::security::{self, Wanted};
 use super::spec::{self, Facts, Labels, Source, User, mounts, seccomp, users};
@@ -74,8 +74,8 @@ pub fn check(pod: &Pod, config: &k8s_cri::v1::ContainerConfig) -> Result<()> {
 /// All containers of a pod, and what is mounted in them, have the ids of the pod.
 fn check_users(pod: &Pod, context: &LinuxContainerSecurityContext, mounts: &[k8s_cri::v1::Mount]) -> Result<()> {
     let pods = pod.users()?.map(|users| users.maps);
-    if let Some(modes) = context.namespace_options.as_ref().filter(|modes| modes.userns_options.is_some()) {
-        if UserMaps::asked(modes)? != pods {
+    if let Some(modes) = &context.namespace_options {
+        if modes.userns_options.is_some() && UserMaps::asked(modes)? != pods {
             return Err(Error::invalid(format!("userns_options are not those of pod {}", pod.id())));
         }
         if pods.is_some() && modes.pid == NamespaceMode::Node as i32 {
@@ -86,6 +86,11 @@ fn check_users(pod: &Pod, context: &LinuxContainerSecurityContext, mounts: &[k8s
         let whose = format!("Mount {}", mount.container_path);
         if Some(UserMaps::of(&mount.uid_mappings, &mount.gid_mappings, &whose)?) != pods {
             return Err(Error::invalid(format!("{whose}: its id mappings are not those of pod {}", pod.id())));
+        }
+        if mount.propagation == MountPropagation::PropagationBidirectional as i32 {
+            return Err(Error::invalid(format!(
+                "{whose}: Bidirectional propagation and id mappings exclude each other"
+            )));
         }
     }
     Ok(())

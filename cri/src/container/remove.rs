@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Container, end, stop};
+use super::{Container, end, stop, volumes};
 use crate::daemon::{Daemon, whole};
 use crate::error::Result;
 use crate::events::Kind;
@@ -33,6 +33,7 @@ async fn remove_it(daemon: &Arc<Daemon>, container: &Arc<Container>) -> Result<(
 pub async fn forget(daemon: &Daemon, container: &Container) -> Result<()> {
     let (id, dirs) = (container.id().to_owned(), container.dirs().clone());
     let work = move |images: &Store| {
+        volumes::release(&dirs)?;
         state::remove_dir(&dirs.run)?;
         let retired = images.retire_rw(&id)?;
         // The last, since everything else is found through it.

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use k8s_cri::v1::{ContainerConfig, Mount};
 use serde_json::{Value, json};
 
-use super::{Container, host};
+use super::{Container, Dirs, host};
 use crate::error::{Error, Result};
 use crate::idmap::Users;
 use crate::image::{self, Store};
+use crate::state;
 
 const DIR: &str = "volumes";
 const MAPPED: &str = "mapped";
@@ -41,6 +42,17 @@ pub fn mount(images: &Store, container: &Container, users: Option<&Users>) -> Re
         }
     }
     Ok(config)
+}
+
+/// Unmounts whatever is still mounted in a container's run directory, which is about to be removed with all that is in it:
+/// what lies in a volume is the host's. Needs nothing but the directory.
+pub fn release(dirs: &Dirs) -> Result<()> {
+    for place in [MAPPED, DIR].map(|name| dirs.run.join(name)) {
+        for name in state::entries(&place)? {
+            image::detach(&place.join(name))?;
+        }
+    }
+    image::detach(&dirs.rootfs())
 }
 
 /// The image of a mount that has one.

@@ -27,7 +27,7 @@ use oci_spec::image::ImageConfiguration;
 
 pub use auth::Credentials;
 pub use import::{BUSYBOX, Content, busybox, plain};
-pub use rootfs::Mount;
+pub use rootfs::{Mount, detach};
 pub use store::Store;
 
 /// An image as clients see it.

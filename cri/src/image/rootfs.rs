@@ -239,7 +239,7 @@ fn writable(dir: &Path, top: Option<&PathBuf>, users: Option<&Users>) -> Result<
 }
 
 /// Unmounts whatever is mounted at a path, however often.
-pub(super) fn detach(target: &Path) -> Result<()> {
+pub fn detach(target: &Path) -> Result<()> {
     loop {
         match rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}

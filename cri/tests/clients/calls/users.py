@@ -155,6 +155,41 @@ def users_volumes(s):
 
 
 @case
+def users_volumes_stay(s):
+    """What lies in a volume, and is mounted in it, survives the container, also when nobody knows what was mounted for it"""
+    needed(s)
+    t = s.types
+    place = s.dir / "shared-volume"
+    place.mkdir()
+    (place / "precious").write_text("yes")
+    one = [t.IDMapping(host_id=FIRST, container_id=0, length=MANY)]
+    mount = lambda *words: subprocess.run(["mount", *words], check=True)  # noqa: E731
+    mount("--bind", place, place)
+    mount("--make-shared", place)
+    (place / "sub").mkdir()
+    mount("-t", "tmpfs", "tmpfs", place / "sub")
+    (place / "sub/kept").write_text("too")
+    try:
+        for forgotten in [False, True]:
+            pod = pod_of(s, f"stays-{forgotten}")
+            volume = dict(host_path=str(place), container_path="/data", uidMappings=one, gidMappings=one)
+            container = s.create(pod, "exec sleep 1000", mounts=[
+                t.Mount(**volume, propagation=t.PROPAGATION_HOST_TO_CONTAINER)])
+            s.begin(container)
+            same("read", s.exec(container, "cat", "/data/precious", "/data/sub/kept").stdout, b"yestoo")
+            with refused(Code.INVALID_ARGUMENT, "Bidirectional"):
+                s.create(pod, "exit 0", name="other", mounts=[t.Mount(**volume, propagation=t.PROPAGATION_BIDIRECTIONAL)])
+            if forgotten:
+                (s.dir / "root/containers-rw" / container / "mounts.json").unlink()
+            s.remove_pod(pod)
+            same("in the volume", (place / "precious").read_text() + (place / "sub/kept").read_text(), "yestoo")
+            mounted = pathlib.Path("/proc/self/mountinfo").read_text()
+            check("/mapped/" not in mounted and "/rootfs " not in mounted, f"left: {mounted}")
+    finally:
+        subprocess.run(["umount", "-R", place], check=False)
+
+
+@case
 def users_refusals(s):
     """Two mappings, none, namespaces of the host, containers with other ids than their pod's; nothing is left behind"""
     needed(s)
