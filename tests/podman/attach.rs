@@ -19,7 +19,7 @@ pub fn follows(bed: &Bed) -> Verdict {
     bed.start("a", &format!("{TICKS}; echo last; exit 6"))?;
     let client = bed.podman(&["attach", "--no-stdin", "a"]).start()?;
     client.wait_for("tick\ntick\n")?;
-    bed.ok(&["exec", "a", "touch", "/tmp/end"])?;
+    bed.end("a")?;
     let done = client.finish()?.expect(0)?;
     check!(done.text().ends_with("tick\nlast\n"), "the end is missing: {}", done.story());
     let code = bed.ok(&["wait", "a"])?;
@@ -61,7 +61,7 @@ pub fn two_clients(bed: &Bed) -> Verdict {
     for client in &clients {
         client.wait_for("tick\n")?;
     }
-    bed.ok(&["exec", "a", "touch", "/tmp/end"])?;
+    bed.end("a")?;
     let expected: String = (1..=50_000).map(|n| format!("{n}\n")).collect::<String>() + "\n";
     for client in clients {
         let text = client.finish()?.expect(0)?.out;
@@ -79,7 +79,7 @@ pub fn stopped_client(bed: &Bed) -> Verdict {
     let client = bed.podman(&["attach", "--no-stdin", "a"]).start()?;
     client.wait_for("tick\n")?;
     client.signal(Signal::SIGSTOP)?;
-    bed.ok(&["exec", "a", "touch", "/tmp/end"])?;
+    bed.end("a")?;
     let code = bed.podman(&["wait", "a"]).within(PROMPT).run()?.expect(0)?;
     check!(code.text() == "6", "the container ended with {}", code.text());
     client.signal(Signal::SIGCONT)?;

@@ -47,7 +47,7 @@ pub fn attach_without_stdin(bed: &Bed) -> Verdict {
     let id = bed.ok(&["run", "-d", "--name", "t", IMAGE, "sh", "-c", script])?;
     let mut tty = Tty::of(bed, bed.ctl(&["attach", "--history=all", &id])?)?;
     tty.wait_for("first\r\n")?;
-    bed.ok(&["exec", "t", "touch", "/tmp/end"])?;
+    bed.end("t")?;
     tty.wait_for("last\r\n")?;
     tty.end(4)?;
     Ok(())
@@ -168,7 +168,7 @@ pub fn followed_over_an_upgrade(bed: &Bed) -> Verdict {
     for _ in 0..2 {
         bed.ctl(&["upgrade", &id])?.ok()?;
     }
-    bed.ok(&["exec", "t", "touch", "/tmp/end"])?;
+    bed.end("t")?;
     let screen = tty.end(0)?;
     let count = screen.lines().filter(|line| line.starts_with("line-")).count();
     let expected: String =

@@ -3,7 +3,7 @@
 use k8s_cri::v1::LinuxContainerResources;
 
 use crate::cgroups::Parent;
-use crate::host::Host;
+use crate::host::{Host, go};
 use crate::stats::{metric, metrics_of};
 use crate::suite::{Case, Outcome, check, same};
 
@@ -49,7 +49,7 @@ fn child(host: &mut Host) -> Outcome {
     let container = host.run(&pod, "main", &script, small())?;
     host.says(&container, "child 137")?;
     same("events in the metrics", metric(&metrics_of(host, &pod)?.1, "container_oom_events_total")?, 1)?;
-    host.exec(&container, "touch /go")?;
+    go(host.pid(&container)?)?;
     same("the end", host.ended(&container)?, (0, "Completed".to_owned()))
 }
 
