@@ -55,6 +55,9 @@ pub(crate) const QUANTUM: usize = 512 * 1024;
 /// Clients at once; one more is turned away.
 const CLIENTS_MAX: usize = 1024;
 
+/// Clients that are accepted in one turn.
+const ARRIVALS: usize = 32;
+
 /// Descriptors that no client gets: what reopening a log and publishing the exit files takes.
 const SPARE: u64 = 8;
 
@@ -69,6 +72,8 @@ pub struct Attach {
     next: u32,
     /// Descriptors from this number on are not for clients.
     spare_from: RawFd,
+    /// Somebody waits who could not be accepted.
+    stuck: bool,
 }
 
 /// One attached client.
@@ -128,7 +133,7 @@ impl Attach {
         match listen_at(&socket, SockType::SeqPacket) {
             Ok(listener) => {
                 let (listener, clients, spare_from) = (Some(listener), Vec::new(), spare_from());
-                Ok(Attach { listener, socket, link, clients, next: 0, spare_from })
+                Ok(Attach { listener, socket, link, clients, next: 0, spare_from, stuck: false })
             }
             Err(error) => {
                 link.as_deref().map(fs::remove_file);
@@ -140,12 +145,22 @@ impl Attach {
     /// Without a socket: only clients of the service.
     pub fn bare() -> Attach {
         let (socket, clients) = (PathBuf::new(), Vec::new());
-        Attach { listener: None, socket, link: None, clients, next: 0, spare_from: spare_from() }
+        Attach { listener: None, socket, link: None, clients, next: 0, spare_from: spare_from(), stuck: false }
     }
 
-    /// Accepts one connection; `Again` while there may be more.
+    /// Accepts some connections; `Again` while there may be more.
     pub fn accept(&mut self, registry: &Registry) -> Turn {
+        for _ in 0..ARRIVALS {
+            if self.accept_one(registry) == Turn::Wait {
+                return Turn::Wait;
+            }
+        }
+        Turn::Again
+    }
+
+    fn accept_one(&mut self, registry: &Registry) -> Turn {
         let Some(listener) = &self.listener else { return Turn::Wait };
+        self.stuck = false;
         match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
             Ok(fd) => {
                 if let Err(reason) = self.admit(fd, registry) {
@@ -158,9 +173,16 @@ impl Attach {
             Err(error) => {
                 // Out of descriptors, say: the connection stays in the backlog until the next one comes.
                 crate::warn!("Failed to accept an attach client: {error}");
+                self.stuck = true;
                 Turn::Wait
             }
         }
+    }
+
+    /// True if somebody can be accepted who has connected by now, whether the event has been seen or not.
+    pub fn is_called(&self) -> bool {
+        let Some(listener) = self.listener.as_ref().filter(|_| !self.stuck) else { return false };
+        poll(&mut [PollFd::new(listener.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
     }
 
     fn admit(&mut self, fd: RawFd, registry: &Registry) -> io::Result<()> {

@@ -42,6 +42,7 @@ impl Attach {
             clients: clients.iter().map(|client| Client::restore(client, taken)).collect::<Result<_, _>>()?,
             next: from.get_next(),
             spare_from: spare_from(),
+            stuck: false,
         })
     }
 
@@ -147,7 +148,8 @@ mod tests {
         ];
         let listener: Option<OwnedFd> = Some(std::fs::File::open("/dev/null").unwrap().into());
         let link = Some(PathBuf::from("/s/link"));
-        let before = Attach { listener, socket: "/b/attach".into(), link, clients, next: 10, spare_from: spare_from() };
+        let socket = "/b/attach".into();
+        let before = Attach { listener, socket, link, clients, next: 10, spare_from: spare_from(), stuck: false };
         let (mut message, mut given) = (Builder::new_default(), Given::default());
         before.save(message.init_root(), &mut given);
         assert_eq!(given.numbers().len(), 6);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{KEPT, Monitor, READ_BUFFER, ROUNDS, TRIM_AFTER, unwatch};
+use super::{KEPT, Monitor, READ_BUFFER, TRIM_AFTER, unwatch};
 use crate::attach::Attach;
 use crate::policy::{self, Action, Meter, Policy};
 use crate::session::{CONTAINER, Phase};
@@ -30,10 +30,16 @@ impl Monitor<'_> {
         let room = limit.filter(|_| !drops).map_or(READ_BUFFER, |room| usize::try_from(room).unwrap_or(READ_BUFFER));
         let buffer = self.read_buffer.bytes();
         let room = room.min(piece).min(buffer.len()).max(output.ahead().len() + 1);
-        let (mut left, mut at) = (limit.unwrap_or(u64::MAX), before);
+        let (mut left, mut at, mut arrived) = (limit.unwrap_or(u64::MAX), before, false);
         let turn = output.pump(&mut buffer[..room], |stream, chunk| {
             if starting && stream == Stream::Stderr {
                 complaint.add(chunk);
+            }
+            // Who connected before this was written is to get it, and may have come since the last look for events.
+            if let Some(attach) = attach.as_mut().filter(|attach| attach.is_called()) {
+                attach.accept(registry);
+                log.hold(!attach.is_empty());
+                arrived = true;
             }
             let (logged, dropped) = chunk.split_at(if drops { policy::fitting(chunk, left) } else { chunk.len() });
             left = left.saturating_sub(logged.len() as u64);
@@ -57,6 +63,9 @@ impl Monitor<'_> {
             self.session.close_output(stream.index());
         }
         self.after_output();
+        if arrived {
+            self.wake_typing_clients();
+        }
         if turn == Turn::Closed || self.held_up(stream) { Turn::Wait } else { turn }
     }
 
@@ -107,13 +116,7 @@ impl Monitor<'_> {
     #[inline(never)]
     pub fn accept(&mut self) -> Turn {
         let Some(attach) = &mut self.attach else { return Turn::Wait };
-        let mut turn = Turn::Again;
-        for _ in 0..ROUNDS {
-            turn = attach.accept(self.poll.registry());
-            if turn == Turn::Wait {
-                break;
-            }
-        }
+        let turn = attach.accept(self.poll.registry());
         self.log.hold(!attach.is_empty());
         self.wake_typing_clients();
         turn

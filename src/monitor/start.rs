@@ -22,30 +22,23 @@ use crate::sys::{self, Status};
 use crate::timers::Timer;
 
 impl Monitor<'_> {
-    /// Starts the runtime, or waits for the message that says so.
-    ///
-    /// With `--exec-attach` clients come first. Otherwise nobody can come before the pid is reported, and the doors are
-    /// opened while the runtime is at work.
+    /// Opens the doors and starts the runtime, or waits for the message that says so.
     #[inline(never)]
     pub(super) fn begin(&mut self) {
         let clients_first = matches!(self.options.mode, Mode::Exec { attach: true, .. });
-        if clients_first {
-            if let Err(reason) = self.open_doors() {
+        match self.open_doors() {
+            Ok(()) if clients_first && self.attach.is_some() => self.reports.ready(),
+            Ok(()) => {}
+            Err(reason) if clients_first => {
                 self.reports.not_ready(reason.as_bytes());
                 return self.fail(Vec::new());
             }
-            if self.attach.is_some() {
-                self.reports.ready();
-            }
+            Err(reason) => return self.fail(reason.into_bytes()),
         }
         match &self.start {
             Some(start) if watch(self.poll.registry(), start, Source::Start, Interest::READABLE).is_ok() => {}
             // No pipe, or not something one can wait for, such as a file: it has said all it will.
             _ => self.start_runtime(),
-        }
-        if !clients_first && let Err(reason) = self.open_doors() {
-            self.session.signal(libc::SIGKILL);
-            self.fail(reason.into_bytes());
         }
     }
 

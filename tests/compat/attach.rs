@@ -46,6 +46,14 @@ pub fn cases() -> Vec<Case> {
             .defect("B5"),
         Case::new("attach/first-leaver", "11 B7", "stdin ends with the last client, not the first", first_leaver)
             .defect_at_times("B7"),
+        Case::new(
+            "attach/before-the-runtime",
+            "3",
+            "socket, symlink and FIFOs are there when the runtime is called",
+            early,
+        ),
+        Case::new("attach/during-a-read", "5.2", "who connects before something is written gets it", during_a_read)
+            .native(),
         Case::new("attach/storm", "5.1", "60 clients connect and leave while output runs", storm),
     ]
 }
@@ -338,6 +346,33 @@ fn first_leaver(monitor: &Monitor) -> Outcome {
     second.expect("<two>")?;
     second.half_close()?;
     same("status", live.end()?, 3)
+}
+
+fn early(monitor: &Monitor) -> Outcome {
+    let (live, _) = Scene::create(monitor)?.run()?;
+    let seen = live.seen()?;
+    let names: Vec<&str> = seen["bundle"].as_array().into_iter().flatten().filter_map(|name| name.as_str()).collect();
+    for name in ["attach", "ctl", "winsz"] {
+        check(names.contains(&name), format!("no {name} in the bundle: {names:?}"))?;
+    }
+    Ok(())
+}
+
+/// The monitor knows that there is output and has not read it yet, as whenever the processor is taken from it there.
+fn during_a_read(monitor: &Monitor) -> Outcome {
+    let live = talker(monitor, "echo one; go; echo two; : >$D/said; go")?.start()?;
+    let pipe = fs::read_link(format!("/proc/{}/fd/1", live.container()?))?;
+    let held = procs::Held::seize(live.pid()?)?;
+    held.go_on()?;
+    live.go()?;
+    held.at_read(&pipe)?;
+    let client = live.attach()?;
+    live.go()?;
+    wait::for_file(&live.dir.join("b/said"))?;
+    drop(held);
+    client.expect("two")?;
+    live.go()?;
+    same("status", live.end()?, 0)
 }
 
 fn storm(monitor: &Monitor) -> Outcome {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -96,6 +97,59 @@ pub fn descriptors(pid: Pid) -> Outcome<Vec<(i32, String)>> {
     }
     list.sort_unstable();
     Ok(list)
+}
+
+/// A process that is held at a system call. Dropped, it goes on.
+#[derive(Debug)]
+pub struct Held(Pid);
+
+impl Held {
+    /// Takes hold of a process wherever it is now.
+    pub fn seize(pid: Pid) -> Outcome<Held> {
+        let seized = ptrace::seize(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD).and_then(|()| ptrace::interrupt(pid));
+        match seized {
+            Ok(()) => {}
+            Err(Errno::EPERM) => return Err(Fail::Skip("this user may not trace the monitor".to_owned())),
+            Err(error) => return Err(error.into()),
+        }
+        let held = Held(pid);
+        held.stopped()?;
+        Ok(held)
+    }
+
+    /// Lets it run to its next system call.
+    pub fn go_on(&self) -> Outcome {
+        Ok(ptrace::syscall(self.0, None)?)
+    }
+
+    /// Waits until it is about to read from the pipe, or is back from that.
+    pub fn at_read(&self, pipe: &Path) -> Outcome {
+        loop {
+            self.stopped()?;
+            let text = std::fs::read_to_string(format!("/proc/{}/syscall", self.0))?;
+            let mut words = text.split(' ');
+            let number = words.next().and_then(|word| word.parse().ok());
+            let fd = words.next().and_then(|word| i32::from_str_radix(word.trim_start_matches("0x"), 16).ok());
+            let file = fd.and_then(|fd| std::fs::read_link(format!("/proc/{}/fd/{fd}", self.0)).ok());
+            if number == Some(nix::libc::SYS_read) && file.as_deref() == Some(pipe) {
+                return Ok(());
+            }
+            self.go_on()?;
+        }
+    }
+
+    fn stopped(&self) -> Outcome {
+        match waitpid(self.0, Some(WaitPidFlag::__WALL))? {
+            WaitStatus::PtraceSyscall(_) | WaitStatus::PtraceEvent(..) => Ok(()),
+            other => Err(Fail::Wrong(format!("the monitor that is traced: {other:?}"))),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = ptrace::detach(self.0, None);
+    }
 }
 
 /// Waits for a child's end: `N` for exit N, `128 + S` for signal S.

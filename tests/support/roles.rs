@@ -90,7 +90,9 @@ impl Request {
 fn runtime(args: &[OsString]) -> Outcome<ExitCode> {
     let request = request(args)?;
     if request.exec.is_none() || !request.file("quiet").exists() {
-        write_whole(&request.file("seen"), &surroundings(args))?;
+        let mut seen = surroundings(args);
+        seen["bundle"] = names_in(&request.stage).into();
+        write_whole(&request.file("seen"), seen.to_string().as_bytes())?;
     }
     let orders = Orders(fs::read_to_string(request.file("runtime")).unwrap_or_default());
     for text in orders.all("stderr") {
@@ -247,13 +249,18 @@ fn exit_command(args: &[OsString]) -> Outcome<ExitCode> {
     if args.iter().any(|arg| arg == "leave-child") {
         Command::new("sleep").arg("30").spawn()?;
     }
-    write_whole(&record, &surroundings(args))?;
+    write_whole(&record, surroundings(args).to_string().as_bytes())?;
     let status = fs::read_to_string(dir.join("exit-command-status")).ok().and_then(|text| text.parse().ok());
     Ok(ExitCode::from(status.unwrap_or(0)))
 }
 
-/// Everything about this process that a monitor decides, as JSON.
-fn surroundings(args: &[OsString]) -> Vec<u8> {
+fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Everything about this process that a monitor decides.
+fn surroundings(args: &[OsString]) -> Value {
     let text = |bytes: &OsString| String::from_utf8_lossy(bytes.as_bytes()).into_owned();
     let env: serde_json::Map<String, Value> =
         std::env::vars_os().map(|(name, value)| (text(&name), Value::from(text(&value)))).collect();
@@ -281,8 +288,6 @@ fn surroundings(args: &[OsString]) -> Vec<u8> {
         "group": nix::unistd::getpgrp().as_raw(),
         "session": nix::unistd::getsid(None).map_or(0, Pid::as_raw),
     })
-    .to_string()
-    .into_bytes()
 }
 
 /// The orders of a runtime.
