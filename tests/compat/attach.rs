@@ -360,15 +360,16 @@ fn early(monitor: &Monitor) -> Outcome {
 
 /// The monitor knows that there is output and has not read it yet, as whenever the processor is taken from it there.
 fn during_a_read(monitor: &Monitor) -> Outcome {
-    let live = talker(monitor, "echo one; go; echo two; : >$D/said; go")?.start()?;
+    let live = talker(monitor, "echo one; : >$D/one; go; echo two; : >$D/two; go")?.start()?;
     let pipe = fs::read_link(format!("/proc/{}/fd/1", live.container()?))?;
     let held = procs::Held::seize(live.pid()?)?;
     held.go_on()?;
     live.go()?;
     held.at_read(&pipe)?;
+    wait::for_file(&live.dir.join("b/one"))?;
     let client = live.attach()?;
     live.go()?;
-    wait::for_file(&live.dir.join("b/said"))?;
+    wait::for_file(&live.dir.join("b/two"))?;
     drop(held);
     client.expect("two")?;
     live.go()?;

@@ -250,7 +250,12 @@ fn cell(case: &Case, side: usize, only: Option<&str>, version: Option<&str>) -> 
             return Mark::Absent(format!("n/a ({version})"));
         }
     }
-    run_one(case, name).unwrap_or_else(|fail| Mark::Fail(format!("{fail:?}")))
+    let ask = || run_one(case, name).unwrap_or_else(|fail| Mark::Fail(format!("{fail:?}")));
+    match ask() {
+        // A busy machine shows races of conmon's own, such as over clients that have connected and are not accepted yet.
+        Mark::Fail(_) if column == Column::Conmon && case.known_defect.is_none() => ask(),
+        mark => mark,
+    }
 }
 
 fn run_one(case: &Case, name: &str) -> Outcome<Mark> {
