@@ -14,10 +14,11 @@ use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::error::{Context, Error, Result};
 use crate::streaming::{self, Streaming};
-use crate::{check, container, image, metrics, sandbox, server};
+use crate::{check, container, image, metrics, sandbox, server, sys};
 
 /// Serves until SIGTERM or SIGINT. Containers and their monitors go on.
 pub fn run(config: Config) -> Result<()> {
+    sys::share_heap();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(BLOCKING_THREADS)

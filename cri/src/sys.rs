@@ -11,6 +11,16 @@ pub fn map_ids(mount: impl AsFd, namespace: impl AsFd) -> io::Result<()> {
     set_attributes(mount, libc::MOUNT_ATTR_IDMAP, libc::MS_SLAVE, userns_fd)
 }
 
+/// One heap for all threads that are started from now on: by default each gets its own, and what is freed in one is not used
+/// by another (mallopt(3)).
+pub fn share_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number of the allocator's, under the allocator's own lock.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Makes a detached mount, and those below it, read-only (mount_setattr(2)).
 pub fn make_read_only(mount: impl AsFd) -> io::Result<()> {
     set_attributes(mount, libc::MOUNT_ATTR_RDONLY, 0, 0)
